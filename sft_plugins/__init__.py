@@ -1,0 +1,1 @@
+"""Drop-in components for open-source LLM trainers: exact masking, exact packing, collapse alarm."""

@@ -1,0 +1,1 @@
+"""Entropy and mode collapse, watched against the model training started from."""

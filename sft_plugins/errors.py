@@ -1,0 +1,57 @@
+"""Every error this library raises: one base, one subclass per component, each with a stable `code`.
+
+Messages say what happened, what was got, what was expected, where, and what to do about it. `code` is part of the public
+API: reports count by it and scripts may branch on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class SFTPluginsError(ValueError):
+    """Base class.
+
+    Args:
+        message: what happened, with what was got and what was expected.
+        code: stable machine-readable name of the failure, for example `"overflow"`.
+        row: index of the row in the user's data, where there is one.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, message: str, *, code: str, row: int | None = None, remedy: str | None = None) -> None:
+        self.message, self.code, self.row, self.remedy = message, code, row, remedy
+        where = "" if row is None else f" (row {row})"
+        super().__init__(f"[{code}]{where} {message}" + (f" Remedy: {remedy}" if remedy else ""))
+
+    def at_row(self, row: int) -> SFTPluginsError:
+        """The same error, placed at `row`."""
+        return type(self)(self.message, code=self.code, row=row, remedy=self.remedy)
+
+    # Keyword-only arguments do not survive the default pickling of exceptions; `datasets.map(num_proc=…)` and
+    # DataLoader workers send them between processes.
+    def __reduce__(self) -> tuple[Callable[..., SFTPluginsError], tuple[Any, ...]]:
+        return _rebuild, (type(self), self.message, self.code, self.row, self.remedy)
+
+
+class MaskingError(SFTPluginsError):
+    """A row cannot be masked exactly."""
+
+
+class PackingError(SFTPluginsError):
+    """Documents cannot be packed as asked."""
+
+
+class ContaminationError(SFTPluginsError):
+    """Documents of a packed row can see one another, or it cannot be shown that they cannot."""
+
+
+class CollapseError(SFTPluginsError):
+    """The collapse callback cannot be set up as asked."""
+
+
+def _rebuild(
+    cls: type[SFTPluginsError], message: str, code: str, row: int | None, remedy: str | None
+) -> SFTPluginsError:
+    return cls(message, code=code, row=row, remedy=remedy)

@@ -1,0 +1,1 @@
+"""Loss on exactly the response tokens."""

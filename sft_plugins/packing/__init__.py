@@ -1,0 +1,1 @@
+"""Packing in which no document sees another."""
