@@ -228,7 +228,8 @@ def fork_positions(base_entropy: Tensor, *, share: float = 0.2) -> Tensor:
 def compare(now: TokenStatistics, base: TokenStatistics, *, forks: Tensor | None = None) -> EntropyComparison:
     """Entropy ratio H_now / H_base, and the same over the forks: Σ_fork H_now / Σ_fork H_base (1 = nothing lost).
 
-    Over the positions that are finite under both models. `forks` comes from `fork_positions(base.entropy)`, the default.
+    Over the positions that are finite under both models. `forks` comes from `fork_positions(base.entropy)`, the
+    default.
     """
     if len(now.entropy) != len(base.entropy):
         raise ValueError(f"now has {len(now.entropy)} tokens, base {len(base.entropy)}: not the same rows")
