@@ -1,0 +1,315 @@
+"""Which documents share a row: exact best-fit decreasing, planned on the histogram of lengths.
+
+Invariant: the bins are exactly those of item-level best-fit decreasing (longest document first, each into the fullest
+bin it fits, among equally full bins the one that has been that full longest). Documents of one length are
+interchangeable, so the search runs over lengths, and documents are dealt out afterwards: two passes over n, no more.
+
+    lengths [3, 5, 2, 5, 3], capacity 8   →   histogram {5: 2, 3: 2, 2: 1}
+    5s open two bins with 3 free; each takes a 3; the 2 opens a third   →   (5, 3) (5, 3) (2)
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import PackingError
+
+Ints = npt.NDArray[Any]
+MAX_CAPACITY = 2**31 - 1
+"""Longest row: document boundaries reach attention kernels as int32."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackPlan:
+    """Packs of document numbers, as two flat arrays.
+
+    `plan[k]` holds the documents of pack k, longest first: `indices[offsets[k]:offsets[k + 1]]`.
+
+    Attributes:
+        offsets: int64 `[packs + 1]`, starts at 0.
+        indices: int32 `[n]` (int64 from 2³¹ documents on), every document number exactly once.
+        max_length: capacity of a pack, in tokens.
+        tokens: sum of all lengths.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.signedinteger]
+    max_length: int
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, pack: int) -> npt.NDArray[np.signedinteger]:
+        count, k = len(self), operator.index(pack)
+        if not -count <= k < count:
+            raise IndexError(f"pack {pack} of a plan with {count}")
+        k %= count
+        return self.indices[self.offsets[k] : self.offsets[k + 1]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.signedinteger]]:
+        return (self[k] for k in range(len(self)))
+
+    @property
+    def lower_bound(self) -> int:
+        """⌈Σ lengths / max_length⌉: no packing whatsoever has fewer packs."""
+        return -(-self.tokens // self.max_length)
+
+    @property
+    def fill(self) -> float:
+        """Share of the packs' capacity that holds tokens; 1.0 for the empty plan, which wastes nothing."""
+        return self.tokens / (len(self) * self.max_length) if len(self) else 1.0
+
+
+def plan_packs(
+    lengths: npt.ArrayLike, max_length: int, *, seed: int | Sequence[int] | np.random.Generator | None = None
+) -> PackPlan:
+    """Assign documents to as few packs of `max_length` tokens as best-fit decreasing finds.
+
+    Equal to, for n documents in O(n·packs):
+
+        for i in sorted(range(n), key=lambda i: -lengths[i]):
+            fits = [b for b in bins if b.free >= lengths[i]]
+            min(fits, key=lambda b: (b.free, b.since), default=new_bin()).add(i)
+
+    but in O(n + max_length + number of distinct bins). Planning again with another seed costs the same, so every
+    epoch can have its own packs.
+
+    Args:
+        lengths: `[n]` integers in 1..max_length, tokens per document: list, NumPy array, tensor or Arrow array.
+        max_length: capacity of a pack in tokens, 1 to 2³¹ − 1.
+        seed: anything `numpy.random.default_rng` takes. Shuffles documents of equal length among one another and the
+            order of the packs; how many packs there are and which lengths share one never changes. `None` keeps equal
+            lengths in the order of the data and packs in the order best-fit decreasing closes them.
+
+    Raises:
+        PackingError: `bad_capacity`, `bad_lengths` (not integers, negative), `empty_document`, `overflow`; the last
+            three with the row.
+
+    Example:
+        >>> plan = plan_packs([3, 5, 2, 5, 3], 8)
+        >>> [pack.tolist() for pack in plan]
+        [[2], [1, 0], [3, 4]]
+        >>> len(plan), plan.lower_bound, plan.fill
+        (3, 3, 0.75)
+
+    Source: best-fit decreasing, Johnson, "Fast algorithms for bin packing" (1974); for packing documents, Ding et al.,
+        "Fewer Truncations Improve Language Modeling", arXiv 2404.10830.
+    """
+    capacity = check_capacity(max_length)
+    sizes = _check_lengths(lengths, capacity)
+    tokens = int(sizes.sum(dtype=np.int64))
+    n = len(sizes)
+    dtype = np.int32 if n < 2**31 else np.int64
+    if n == 0:
+        return PackPlan(np.zeros(1, np.int64), np.zeros(0, dtype), capacity, 0)
+
+    rng = None if seed is None else np.random.default_rng(seed)
+    # One bin of `tokens` holds everything, so a larger histogram would only cost memory.
+    room = min(capacity, tokens)
+    by_length, starts = _compiled(_group_by_length)(sizes, np.empty(n, dtype), room)
+    if rng is not None:
+        _compiled(_shuffle_groups)(by_length, starts, rng.random(n))
+    patterns = _compiled(_fill_bins)(np.diff(starts), room)
+    pattern_of, documents = _compiled(_list_bins)(patterns)
+    if rng is not None:
+        order = rng.permutation(len(pattern_of))
+        pattern_of, documents = pattern_of[order], documents[order]
+    offsets = np.zeros(len(pattern_of) + 1, np.int64)
+    np.cumsum(documents, out=offsets[1:])
+    indices = _compiled(_deal)(patterns, pattern_of, offsets, by_length, starts[:-1])
+    return PackPlan(offsets, indices, capacity, tokens)
+
+
+def check_capacity(max_length: int) -> int:
+    """`max_length` as an int, or `PackingError` with code `bad_capacity`."""
+    try:
+        capacity = 0 if isinstance(max_length, (bool, np.bool_)) else operator.index(max_length)
+    except TypeError:
+        capacity = 0
+    if not 1 <= capacity <= MAX_CAPACITY:
+        raise PackingError(
+            f"max_length is {max_length!r}; expected an integer from 1 to {MAX_CAPACITY}",
+            code="bad_capacity",
+            remedy="give the number of tokens that one packed row may hold, 4096 say",
+        )
+    return capacity
+
+
+def _check_lengths(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[np.int32]:
+    array = np.asarray(lengths)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise PackingError(
+            f"lengths have type {array.dtype} and shape {array.shape}; expected one integer per document",
+            code="bad_lengths",
+            row=_first_odd_one(array),
+            remedy="pass the token count of each document, `[len(ids) for ids in input_ids]`",
+        )
+    if array.size and (array.min() < 1 or array.max() > capacity):
+        row = int(np.argmax((array < 1) | (array > capacity)))
+        length = int(array[row])
+        if length < 0:
+            raise PackingError(f"length {length} is negative", code="bad_lengths", row=row)
+        if length == 0:
+            raise PackingError(
+                "the document is empty", code="empty_document", row=row, remedy="filter out rows without tokens"
+            )
+        raise PackingError(
+            f"the document has {length} tokens and a pack holds {capacity}",
+            code="overflow",
+            row=row,
+            remedy="raise max_length, or let `pack_dataset(..., overflow='drop' or 'truncate')` cut it and count it",
+        )
+    return array.astype(np.int32, copy=False)
+
+
+def _first_odd_one(array: npt.NDArray[Any]) -> int | None:
+    """The first row that is no integer, where that can be told (NaN, 2.5, None)."""
+    if array.ndim != 1 or array.dtype.kind not in "fO":
+        return None
+    for row, value in enumerate(array.tolist()):
+        if not isinstance(value, int) and not (isinstance(value, float) and value.is_integer()):
+            return row
+    return None
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled by numba, which is imported on first use; the machine code is cached on disk."""
+    import numba
+
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
+        return numba.njit(function)
+
+
+# ---- What follows is compiled: plain loops over arrays. ----
+
+
+def _group_by_length(sizes: Ints, by_length: Ints, room: int) -> tuple[Ints, Ints]:
+    """Counting sort: fills `by_length` with document numbers grouped by length; returns it and where each length starts.
+
+    sizes [3, 5, 3]   →   by_length [0, 2, 1], starts[3] = 0, starts[4] = starts[5] = 2, starts[6] = 3
+    """
+    starts = np.zeros(room + 2, np.int64)
+    for size in sizes:
+        starts[size + 1] += 1
+    for length in range(room + 1):
+        starts[length + 1] += starts[length]
+    cursor = starts[:-1].copy()
+    for document in range(len(sizes)):
+        size = sizes[document]
+        by_length[cursor[size]] = document
+        cursor[size] += 1
+    return by_length, starts
+
+
+def _shuffle_groups(by_length: Ints, starts: Ints, uniform: npt.NDArray[np.float64]) -> None:
+    """Shuffle the documents of each length, in place (Fisher–Yates, one number of [0, 1) per document)."""
+    for length in range(len(starts) - 1):
+        start, end = starts[length], starts[length + 1]
+        for i in range(end - 1, start, -1):
+            j = start + np.int64(uniform[i] * (i - start + 1))
+            by_length[i], by_length[j] = by_length[j], by_length[i]
+
+
+def _fill_bins(counts: Ints, room: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """Best-fit decreasing on `counts[length]`; returns the patterns as arrays parent, length, copies, bins.
+
+    A pattern stands for bins of equal contents: what its parent holds plus `copies` documents of `length`; `bins` of
+    them were left like that. Pattern 0 is the supply of empty bins.
+
+    While the length falls from `room` to 1, `usable` lists the patterns that still take a document of it, fullest
+    first. A bin that took all it can of this length has less free than that, so it waits at its free space; bins come
+    off waiting in falling order of free space, each fuller than all that are usable already, so they go in front. No
+    search anywhere, and all bins of a pattern are filled in one step.
+    """
+    n = counts.sum()
+    parent = np.empty(n + 1, np.int64)  # one document at least per pattern; pages that are not needed are not touched
+    length_of = np.empty(n + 1, np.int32)
+    copies_of = np.empty(n + 1, np.int32)
+    free = np.empty(n + 1, np.int32)
+    bins = np.empty(n + 1, np.int64)
+    after = np.empty(n + 1, np.int64)  # next pattern in the list that this one is in
+    first = np.full(room + 1, -1, np.int64)  # patterns waiting at each free space, oldest first
+    last = np.full(room + 1, -1, np.int64)
+
+    parent[0], length_of[0], copies_of[0], free[0], bins[0], after[0] = -1, 0, 0, room, n, -1
+    patterns, usable = 1, 0
+    for length in range(room, 0, -1):
+        if first[length] >= 0:
+            after[last[length]] = usable
+            usable = first[length]
+        left = counts[length]
+        while left > 0:
+            source = usable
+            copies = free[source] // length
+            whole = min(bins[source], left // copies)
+            if whole > 0:
+                made, patterns = patterns, patterns + 1
+                rest = free[source] - copies * length
+                parent[made], length_of[made], copies_of[made], free[made] = source, length, copies, rest
+                bins[made], after[made] = whole, -1
+                if first[rest] < 0:
+                    first[rest] = made
+                else:
+                    after[last[rest]] = made
+                last[rest] = made
+                bins[source] -= whole
+                left -= whole * copies
+            if bins[source] == 0:
+                usable = after[source]
+            elif left > 0:
+                # Too few documents are left to fill one more bin with this length. The bin that takes them keeps room
+                # for it and is fuller than all others that do.
+                made, patterns = patterns, patterns + 1
+                parent[made], length_of[made], copies_of[made] = source, length, left
+                free[made] = free[source] - left * length
+                bins[source] -= 1
+                bins[made], after[made] = 1, source if bins[source] > 0 else after[source]
+                usable, left = made, 0
+    return parent[:patterns], length_of[:patterns], copies_of[:patterns], bins[:patterns]
+
+
+def _list_bins(patterns: tuple[Ints, Ints, Ints, Ints]) -> tuple[Ints, Ints]:
+    """The pattern of every bin, and how many documents that bin holds."""
+    parent, _, copies_of, bins = patterns
+    total = bins[1:].sum()
+    pattern_of, documents = np.empty(total, np.int64), np.empty(total, np.int64)
+    at = 0
+    for pattern in range(1, len(parent)):
+        if bins[pattern] > 0:
+            count, part = 0, pattern
+            while part > 0:
+                count += copies_of[part]
+                part = parent[part]
+            pattern_of[at : at + bins[pattern]] = pattern
+            documents[at : at + bins[pattern]] = count
+            at += bins[pattern]
+    return pattern_of, documents
+
+
+def _deal(
+    patterns: tuple[Ints, Ints, Ints, Ints], pattern_of: Ints, offsets: Ints, by_length: Ints, cursor: Ints
+) -> Ints:
+    """Deal documents to bins: each takes the next ones of the lengths that its pattern asks for, longest in front."""
+    parent, length_of, copies_of, _ = patterns
+    indices = np.empty_like(by_length)
+    for k in range(len(pattern_of)):
+        part, at = pattern_of[k], offsets[k + 1]
+        while part > 0:  # from the last and shortest documents back to the first
+            length, copies = length_of[part], copies_of[part]
+            at -= copies
+            for j in range(copies):
+                indices[at + j] = by_length[cursor[length] + j]
+            cursor[length] += copies
+            part = parent[part]
+    return indices
