@@ -1,7 +1,7 @@
 """Small real tokenizers, trained in code in a fraction of a second, and one fitted to each chat template of TRL.
 
-Every kind is a tokenizer that people fine-tune with, in miniature: the same pre-tokenizer, the same treatment of the first
-space, of bytes, digits and added tokens. Nothing is read from disk or network; each kind is trained once per process.
+Every kind is a tokenizer that people fine-tune with, in miniature: the same pre-tokenizer, the same treatment of the
+first space, of bytes, digits and added tokens. Nothing is read from disk or network; each kind is trained once per process.
 
     kind            like                 what is hard about it
     bytelevel       GPT-2, SmolLM2       a word takes its leading space with it
@@ -36,7 +36,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend, SentencePieceExtractor
 
 KINDS = (
-    "bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-bpe-slow", "sp-nodummy", "unigram", "t5", "wordpiece", "byt5",
+    "bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-bpe-slow", "sp-nodummy", "unigram", "t5", "wordpiece",
+    "byt5",
 )  # fmt: skip
 LOSSY_KINDS = ("t5", "wordpiece")  # decode(encode(text)) != text for ordinary text
 
@@ -56,7 +57,9 @@ _CORPUS = [
 ] * 8
 
 _GPT2_TOKENS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _LLAMA3 = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
@@ -226,7 +229,7 @@ def build_tokenizer(
 
     Args:
         chat_template: None for a tokenizer without one.
-        special_tokens: added as special tokens, never split; `added_tokens` likewise but not special (Qwen's `<think>`).
+        special_tokens: added as special tokens, never split; `added_tokens` likewise, not special (Qwen's `<think>`).
         bos, eos: the token strings, None for none; left out, those of the model that `kind` resembles.
         pad: a token string, "eos" for pad == eos, None for none.
         add_bos, add_eos: whether `tokenizer(text)` puts them there.
@@ -268,8 +271,8 @@ def build_tokenizer(
 # One tokenizer per chat template of TRL
 # ---------------------------------------------------------------------------------------------------------------------
 
-# prefix of the template's name -> kind, bos, eos, the ends of turn that the model's generation config lists besides eos,
-# as the checkpoints have them. The longest matching prefix counts.
+# prefix of the template's name -> kind, bos, eos, the ends of turn that the generation config lists besides eos, as
+# the checkpoints have them. The longest matching prefix counts.
 _TEMPLATES: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     "cohere": ("bytelevel", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", ()),
     "deepseek": ("bytelevel", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", ()),

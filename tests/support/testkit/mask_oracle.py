@@ -1,0 +1,491 @@
+"""Slow and obviously right: does a masked row hold the four invariants, and if a row was refused, was there a reason?
+
+Written from the contract alone, with nothing but `apply_chat_template`, `tokenizer.__call__` and `decode`. For every
+supervised turn k:
+
+1. Parity        ids before the run == apply_chat_template(messages[:k], add_generation_prompt=True, tokenize=True)
+2. Coverage      the run decodes to what the template renders for the turn, from there to a stop token, and holds the
+                 content, reasoning and tool calls of the data verbatim but for whitespace at their ends
+3. Stop          the last id of the run stops generation; after it the template adds whitespace and special tokens only
+4. Nothing else  every label is -100 or its id, the first is -100, every trainable turn is supervised exactly once
+
+`violations` returns what is wrong with rows that were made, `refusals` which error codes would be justified.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+IGNORE = -100
+
+# The codes that the contract names; an error with another one is a fault.
+CODES = frozenset(
+    [
+        "boundary",
+        "history_rewrite",
+        "render_mismatch",
+        "content_lost",
+        "missing_stop",
+        "empty_response",
+        "no_supervised_tokens",
+        "overflow",
+        "special_token_in_content",
+        "double_bos",
+        "length_mismatch",
+        "bad_schema",
+        "id_out_of_range",
+    ]  # fmt: skip
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What generation would be given before message `index`, and what it should then produce.
+
+    `responses` are the texts that may be supervised: each ends with a stop token and leaves only whitespace and special
+    tokens of the rendering behind. Empty when the turn cannot be exact; `codes` then says why.
+    """
+
+    index: int
+    prompt_ids: tuple[int, ...] = ()
+    prompt: str = ""
+    responses: tuple[str, ...] = ()
+    codes: frozenset[str] = frozenset()
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusals:
+    """`codes`: what a refusal of the row may carry. `must`: no row may be made of it. No codes: it has to be exact."""
+
+    codes: frozenset[str] = frozenset()
+    must: bool = False
+    why: tuple[str, ...] = field(default=())
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def render(tokenizer: Any, messages: list[dict[str, Any]], row: dict[str, Any], *, generation: bool) -> str:
+    # A batch of one, because transformers looks at conversation[0], which an empty prompt does not have.
+    return str(
+        tokenizer.apply_chat_template(
+            [messages], tools=row.get("tools") or None, tokenize=False, add_generation_prompt=generation,
+            **(row.get("chat_template_kwargs") or {}),
+        )[0]
+    )  # fmt: skip
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], row: dict[str, Any]) -> tuple[int, ...]:
+    """The ids that `model.generate` would be given."""
+    ids = tokenizer.apply_chat_template(
+        [messages], tools=row.get("tools") or None, tokenize=True, add_generation_prompt=True, return_dict=False,
+        **(row.get("chat_template_kwargs") or {}),
+    )[0]  # fmt: skip
+    return tuple(int(i) for i in ids)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a turn holds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a string, text parts, or None."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+def pieces(message: dict[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """(what, spellings) of everything in the data that the supervised text must hold in one of its spellings."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    content = text_of(message.get("content"))
+    inline = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, flags=re.DOTALL)
+    if inline:  # templates re-render the tags with their own whitespace, or put the opening one into the prompt
+        found += [("inline reasoning", (inline[1].strip(),)), ("content", (inline[2].strip(),))]
+    else:
+        found.append(("content", (content.strip(),)))
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        if isinstance(message.get(key), str):
+            found.append((key, (message[key].strip(),)))
+    for item in message.get("tool_calls") or []:
+        function = item.get("function") or item
+        found.append(("tool name", (function["name"],)))
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except json.JSONDecodeError:
+                found.append(("tool arguments", (arguments,)))
+                continue
+        for path, value in _leaves(arguments or {}):
+            found += [("tool argument name", (str(step),)) for step in path if isinstance(step, str)]
+            ascii_, utf8 = json.dumps(value), json.dumps(value, ensure_ascii=False)
+            spellings = [str(value), ascii_, utf8, json.dumps(ascii_)[1:-1]]
+            if isinstance(value, str):
+                spellings.append(utf8[1:-1])
+            found.append(("tool argument", tuple(spellings)))
+    return [(what, spellings) for what, spellings in found if spellings[0]]
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[Any, ...], Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, value
+
+
+def missing_pieces(message: dict[str, Any], text: str) -> list[str]:
+    return [what for what, spellings in pieces(message) if not any(s in text for s in spellings)]
+
+
+def is_empty(message: dict[str, Any]) -> bool:
+    return not pieces(message)
+
+
+def forged_tokens(tokenizer: Any, row: dict[str, Any]) -> list[str]:
+    """Special tokens spelled out in the data: they would become real ones."""
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    strings = [s for message in row["messages"] for s in _strings({k: v for k, v in message.items() if k != "role"})]
+    strings += list(_strings(row.get("tools") or []))
+    return sorted({token for token in special for s in strings if token in s})
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (key, *_strings(inner))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which turns, and what each should look like
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trainable(messages: Sequence[dict[str, Any]], train_on: str = "all") -> list[int]:
+    """Indices of the assistant messages that carry loss: not those with weight 0 or train False."""
+    indices = [
+        i for i, m in enumerate(messages)
+        if m["role"] == "assistant" and m.get("weight") in (None, 1, 1.0) and m.get("train") in (None, True)
+    ]  # fmt: skip
+    return indices[-1:] if train_on == "last" else indices
+
+
+def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Turn:
+    messages, message = row["messages"], row["messages"][k]
+    try:
+        prompt = render(tokenizer, messages[:k], row, generation=True)
+        full = render(tokenizer, messages[: k + 1], row, generation=False)
+        ids = prompt_ids(tokenizer, messages[:k], row)
+    except (
+        Exception
+    ) as error:  # whatever a template throws: the row cannot be rendered, so nothing can be generated from it
+        why = f"turn {k}: the template raises {type(error).__name__}: {error}"
+        return Turn(index=k, codes=frozenset({"render_mismatch", "bad_schema"}), why=why)
+    lost = missing_pieces(message, full[len(prompt) :] if full.startswith(prompt) else full)
+    if not full.startswith(prompt):
+        codes = {"render_mismatch", *({"content_lost"} if lost else ())}
+        why = f"turn {k}: rendered turn does not continue the generation prompt …{prompt[-40:]!r}"
+        return Turn(index=k, codes=frozenset(codes), why=why)
+    rest = full[len(prompt) :]
+    special = [*map(str, tokenizer.all_special_tokens), *map(str, tokenizer.added_tokens_decoder.values())]
+    glue = re.compile("(?:" + "|".join([r"\s", *map(re.escape, sorted(special, key=len, reverse=True))]) + ")*")
+    responses = []
+    for stop in {str(tokenizer.convert_ids_to_tokens(i)) for i in stop_ids}:
+        for match in re.finditer(re.escape(stop), rest):
+            if glue.fullmatch(rest, match.end()) and not missing_pieces(message, rest[: match.end()]):
+                responses.append(rest[: match.end()])
+    codes = set()
+    if lost:
+        codes.add("content_lost")
+    if not any(str(tokenizer.convert_ids_to_tokens(i)) in rest for i in stop_ids) or not (responses or lost):
+        codes.add("missing_stop")
+    if codes:
+        return Turn(index=k, codes=frozenset(codes), why=f"turn {k}: {sorted(codes)} {lost} in {rest[-80:]!r}")
+    return Turn(index=k, prompt=prompt, prompt_ids=ids, responses=tuple(sorted(set(responses), key=len)))
+
+
+def continuation(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> str | None:
+    """The text that `after` adds behind `before`; None where decoding it changes the text before."""
+    base, joined = decode(tokenizer, before), decode(tokenizer, [*before, *after])
+    return joined[len(base) :] if joined.startswith(base) else None
+
+
+def tokenizable(tokenizer: Any, expected: Turn) -> bool:
+    """Whether there is an obvious tokenisation of the response that joins the prompt without changing a character.
+
+    Tried: the text by itself, and the text behind an added token that is cut off again, which keeps tokenizers that
+    write `▁` before the first word from doing so.
+    """
+    anchor = next(iter(tokenizer.added_tokens_decoder))
+    anchored = str(tokenizer.convert_ids_to_tokens(anchor))
+    for text in expected.responses:
+        alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+        behind = tokenizer(anchored + text, add_special_tokens=False)["input_ids"]
+        options = [alone, *([behind[1:]] if behind and behind[0] == anchor else [])]
+        if any(continuation(tokenizer, expected.prompt_ids, ids) == text for ids in options):
+            return True
+    return False
+
+
+def variants(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Readings of the row that the contract leaves open; a row is exact if it is exact under one of them.
+
+    Keys holding None are dropped everywhere (columnar typing fills them in). A None content beside tool calls may reach
+    the template as None, as "" or not at all; tool arguments that are JSON text may be parsed.
+    """
+    has_none = any("content" in m and m["content"] is None for m in row["messages"])
+    calls = [c for m in row["messages"] for c in m.get("tool_calls") or []]
+    has_text = any(isinstance((c.get("function") or c).get("arguments"), str) for c in calls)
+    made = []
+    for content, parse in itertools.product(
+        ["keep", "drop", "empty"][: 3 if has_none else 1], [False, True][: 1 + has_text]
+    ):
+        new = {k: _without_none(v) if k in ("tools", "chat_template_kwargs") else v for k, v in row.items()}
+        new["messages"] = [_variant(m, content, parse) for m in row["messages"]]
+        made.append(new)
+    return made
+
+
+def _variant(message: dict[str, Any], content: str, parse: bool) -> dict[str, Any]:
+    new = _without_none(copy.deepcopy(message))
+    if "content" in message and message["content"] is None:
+        new.update({"keep": {"content": None}, "drop": {}, "empty": {"content": ""}}[content])
+    for item in new.get("tool_calls") or []:
+        function = item.get("function") or item
+        if parse and isinstance(function.get("arguments"), str):
+            function["arguments"] = json.loads(function["arguments"])
+    return new
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value if v is not None]
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two questions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def refusals(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], train_on: str = "all") -> Refusals:
+    """Which codes justify refusing `row`, and whether a row may be made of it at all."""
+    found = [_refusals(tokenizer, variant, stop_ids, train_on) for variant in variants(row)]
+    if all(not one.codes for one in found):
+        return Refusals()
+    return Refusals(
+        codes=frozenset().union(*(one.codes for one in found)),
+        must=all(one.must for one in found),
+        why=tuple(dict.fromkeys(why for one in found for why in one.why)),
+    )
+
+
+def _refusals(tokenizer: Any, row: dict[str, Any], stop_ids: set[int], train_on: str) -> Refusals:
+    codes: set[str] = set()
+    why: list[str] = []
+    must = False
+    forged = forged_tokens(tokenizer, row)
+    if forged:
+        codes.add("special_token_in_content")
+        why.append(f"special tokens in the data: {forged}")
+        must = True
+    turns = trainable(row["messages"], train_on)
+    if not turns:
+        return Refusals(
+            codes=frozenset({*codes, "no_supervised_tokens", "bad_schema"}), must=True, why=("no turn to train",)
+        )
+    for k in turns:
+        message = row["messages"][k]
+        if message.get("content") is None and not message.get("tool_calls"):
+            codes.add("bad_schema")
+            why.append(f"turn {k}: neither content nor tool calls")
+        if is_empty(message):  # a supervised stop token or a refusal, both are fine
+            codes.add("empty_response")
+            why.append(f"turn {k}: empty")
+        if k == 0:  # nothing precedes it: some templates render that, transformers' own entry point does not
+            codes.update({"bad_schema", "render_mismatch"})
+            why.append("turn 0 has no prompt")
+        expected = turn(tokenizer, row, k, stop_ids)
+        if expected.codes:
+            codes |= expected.codes
+            why.append(expected.why)
+            must = True
+        elif not tokenizable(tokenizer, expected):
+            codes |= {"boundary"}
+            why.append(f"turn {k}: the tokenizer does not give {expected.responses[0][-60:]!r} back")
+    return Refusals(codes=frozenset(codes), must=must, why=tuple(why))
+
+
+def violations(
+    tokenizer: Any, row: dict[str, Any], examples: Sequence[Any], *, stop_ids: set[int], train_on: str = "all"
+) -> list[str]:
+    """What is wrong with the rows made of `row`; empty when they hold the four invariants."""
+    found = [_violations(tokenizer, variant, examples, stop_ids, train_on) for variant in variants(row)]
+    return min(found, key=len)
+
+
+def _violations(
+    tokenizer: Any, row: dict[str, Any], examples: Sequence[Any], stop_ids: set[int], train_on: str
+) -> list[str]:
+    faults = []
+    forged = forged_tokens(tokenizer, row)
+    if forged:
+        faults.append(f"nothing else: special tokens {forged} in the data were let through")
+    wanted = [turn(tokenizer, row, k, stop_ids) for k in trainable(row["messages"], train_on)]
+    faults += [f"must be refused: {one.why}" for one in wanted if one.codes]
+    seen = {one.index: 0 for one in wanted}
+    for number, example in enumerate(examples):
+        ids, labels = [int(i) for i in example.input_ids], [int(i) for i in example.labels]
+        faults += [f"row {number}: {fault}" for fault in structure(tokenizer, ids, labels)]
+        if len(ids) == len(labels):
+            faults += [f"row {number}: {f}" for f in _check_row(tokenizer, row, ids, labels, wanted, seen, stop_ids)]
+    for index, count in seen.items():
+        if count != 1:
+            faults.append(f"nothing else: turn {index} is supervised {count} times")
+    return faults
+
+
+def structure(tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> list[str]:
+    """Invariant 4 as far as ids and labels alone show it."""
+    faults = []
+    if len(ids) != len(labels):
+        return [f"nothing else: {len(ids)} ids, {len(labels)} labels"]
+    if not ids:
+        return ["nothing else: empty row"]
+    if labels[0] != IGNORE:
+        faults.append("nothing else: the first label is supervised")
+    wrong = [i for i, (a, b) in enumerate(zip(ids, labels, strict=True)) if b not in (a, IGNORE)]
+    if wrong:
+        faults.append(f"nothing else: labels differ from ids at {wrong[:5]}")
+    if all(label == IGNORE for label in labels):
+        faults.append("nothing else: no token is supervised")
+    if any(not 0 <= i < len(tokenizer) for i in ids):
+        faults.append("nothing else: id out of range")
+    bos = tokenizer.bos_token_id
+    if bos is not None and list(ids[:2]) == [bos, bos]:
+        faults.append("parity: two BOS tokens")
+    return faults
+
+
+def runs(labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Maximal supervised spans: labels -100 -100 7 8 -100 9 -> (2, 4), (5, 6)."""
+    edges = [i for i in range(len(labels) + 1)
+             if (i < len(labels) and labels[i] != IGNORE) != (i > 0 and labels[i - 1] != IGNORE)]  # fmt: skip
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _check_row(
+    tokenizer: Any, row: dict[str, Any], ids: list[int], labels: list[int], wanted: list[Turn],
+    seen: dict[int, int], stop_ids: set[int],
+) -> list[str]:  # fmt: skip
+    faults = []
+    end = 0
+    for start, stop in runs(labels):
+        at = start
+        while at < stop:  # two turns may touch, where a template puts nothing between them
+            here = [one for one in wanted if one.responses and list(one.prompt_ids) == ids[:at]]
+            if not here and at > start:
+                faults.append(f"stop: supervised on behind the stop token: {decode(tokenizer, ids[at:stop])!r}")
+                break
+            if not here:
+                faults.append(
+                    f"parity: supervised ids {at}:{stop} ({decode(tokenizer, ids[at:stop])[:60]!r}) do not start where "
+                    f"generation of a trainable turn would; before: …{decode(tokenizer, ids[:at])[-60:]!r}"
+                )
+                break
+            expected = here[0]
+            ends = [
+                e for e in range(at + 1, stop + 1)
+                if ids[e - 1] in stop_ids and continuation(tokenizer, ids[:at], ids[at:e]) in expected.responses
+            ]  # fmt: skip
+            if not ends:
+                if ids[stop - 1] not in stop_ids:
+                    faults.append(f"stop: turn {expected.index} ends on {decode(tokenizer, ids[stop - 1 : stop])!r}")
+                faults.append(
+                    f"coverage: turn {expected.index} is {continuation(tokenizer, ids[:at], ids[at:stop])!r}, "
+                    f"expected {expected.responses}"
+                )
+                break
+            seen[expected.index] += 1
+            at = ends[-1]
+        end = stop
+    tail = continuation(tokenizer, ids[:end], ids[end:])
+    if end and end < len(ids) and not _belongs(tokenizer, row, decode(tokenizer, ids)):
+        faults.append(f"nothing else: text behind the last turn is not the template's: {tail!r}")
+    return faults
+
+
+def _belongs(tokenizer: Any, row: dict[str, Any], text: str) -> bool:
+    """Whether `text` opens a rendering of the conversation (decoding may drop the very first space)."""
+    messages = row["messages"]
+    for k in range(len(messages), 0, -1):
+        for generation in (False, True):
+            try:
+                full = render(tokenizer, messages[:k], row, generation=generation)
+            except Exception:  # a prefix that cannot be rendered proves nothing
+                continue
+            if full.startswith((text, text.lstrip(" "))) or full.replace(" ", "").startswith(text.replace(" ", "")):
+                return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference: one row per turn, the prompt as generation gets it and the response behind it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """The two lists of a masked row; mutable, so that tests can break it."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def reference_rows(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], train_on: str = "all") -> list[Row]:
+    """The slowest correct masking: prompt and response of every turn tokenised apart and joined, a row for each turn.
+
+    Raises:
+        ValueError: where a turn cannot be exact.
+    """
+    rows = []
+    row = variants(row)[0]
+    anchor = next(iter(tokenizer.added_tokens_decoder))
+    for k in trainable(row["messages"], train_on):
+        expected = turn(tokenizer, row, k, stop_ids)
+        if expected.codes:
+            raise ValueError(expected.why)
+        text = expected.responses[0]
+        options = [
+            tokenizer(text, add_special_tokens=False)["input_ids"],
+            tokenizer(str(tokenizer.convert_ids_to_tokens(anchor)) + text, add_special_tokens=False)["input_ids"][1:],
+        ]
+        fitting = [ids for ids in options if continuation(tokenizer, expected.prompt_ids, ids) == text]
+        if not fitting:
+            raise ValueError(f"turn {k}: {text!r} does not survive the tokenizer")
+        before = list(expected.prompt_ids)
+        rows.append(Row([*before, *fitting[0]], [IGNORE] * len(before) + list(fitting[0])))
+    return rows
