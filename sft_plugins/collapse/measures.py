@@ -197,4 +197,6 @@ def _spread(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 def _to_json(values: np.ndarray) -> Any:
     """Nested lists, NaN as None: JSON has no NaN, and a reader must not take one for a number."""
-    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+    numbers = values.astype(object)
+    numbers[~np.isfinite(values)] = None
+    return numbers.tolist()

@@ -101,7 +101,7 @@ def opening_information(found: Sequence[Sequence[Opening]], *, permutations: int
 
     Pitfall: the correction leaves some dependence on K, so compare at equal K.
     """
-    sizes = np.array([len(group) for group in found])
+    sizes = np.array([len(group) for group in found], dtype=np.int64)
     prompt = np.repeat(np.arange(len(found)), sizes)
     index: dict[Opening, int] = {}
     code = np.array([index.setdefault(opening, len(index)) for group in found for opening in group], dtype=np.int64)

