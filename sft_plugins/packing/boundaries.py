@@ -14,8 +14,8 @@ Interface for backends
 device `cu_seq_lens`, `position_ids`, `seq_idx`, `groups` (documents of equal length together) and `padded` (the gather
 and scatter indices of the padded batch).
 
-`entry.py` puts a backend on a model, calls it with the boundaries of each packed forward, and keeps them within reach of
-every layer (`current_boundaries()`), through gradient checkpointing's recompute too.
+`entry.py` puts a backend on a model, calls it with the boundaries of each packed forward, and keeps them within reach
+of every layer (`current_boundaries()`), through gradient checkpointing's recompute too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ from sft_plugins.errors import ContaminationError, PackingError
 
 BOUNDARY_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Keys of a batch that say where documents end. `position_ids` may say it too, but every model reads those."""
+
+
+class Group(NamedTuple):
+    """Documents of one length."""
+
+    length: int
+    where: slice | torch.Tensor
+    """Their packed positions: a slice where they lie side by side, else int64 [n·length]."""
 
 
 class PaddedIndex(NamedTuple):
@@ -51,6 +59,8 @@ class Boundaries:
     Args:
         lengths: int64 [N], tokens per document, each at least 1.
         rows: rows of the batch; the documents fill rows of equal length one after the other.
+        scratch: what is worked out once per forward (tensors on the device, a backend's notes); it lives as long as the
+            forward's graph.
 
     Raises:
         PackingError: `boundaries`, if a length is below 1, or a document crosses the end of a row.
@@ -58,7 +68,7 @@ class Boundaries:
 
     lengths: np.ndarray
     rows: int = 1
-    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    scratch: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         lengths = np.asarray(self.lengths, dtype=np.int64)
@@ -100,16 +110,33 @@ class Boundaries:
         indices = np.repeat(np.arange(self.lengths.size, dtype=np.int32), self.lengths)
         return self._on(device, "seq_idx", indices.reshape(self.rows, -1))
 
-    def groups(self, device: torch.device | str) -> list[torch.Tensor]:
-        """Documents of equal length together: one int64 [n, l] of packed positions for each distinct length l."""
+    def groups(self, device: torch.device | str) -> list[Group]:
+        """Documents of equal length together, shortest first."""
         key = ("groups", torch.device(device))
-        if key not in self._cache:
-            starts, groups = self.starts, []
-            for length in np.unique(self.lengths):
-                index = starts[self.lengths == length][:, None] + np.arange(length)
-                groups.append(torch.from_numpy(index).to(device))
-            self._cache[key] = groups
-        return self._cache[key]
+        if key not in self.scratch:
+            self.scratch[key] = [
+                Group(int(length), self._where(self.starts[self.lengths == length], int(length), device))
+                for length in np.unique(self.lengths)
+            ]
+        return self.scratch[key]
+
+    def ungroup(self, device: torch.device | str) -> torch.Tensor | None:
+        """int64 [T]: where each packed position went when the groups are laid end to end; None if nowhere else."""
+        key = ("ungroup", torch.device(device))
+        if key not in self.scratch:
+            by_length = np.argsort(self.lengths, kind="stable")
+            at = np.empty(self.lengths.size, dtype=np.int64)
+            at[by_length] = np.cumsum(self.lengths[by_length]) - self.lengths[by_length]
+            moved = np.repeat(at - self.starts, self.lengths)
+            order = torch.from_numpy(np.arange(self.tokens) + moved).to(device)
+            self.scratch[key] = order if moved.any() else None
+        return self.scratch[key]
+
+    @staticmethod
+    def _where(starts: np.ndarray, length: int, device: torch.device | str) -> slice | torch.Tensor:
+        if np.all(np.diff(starts) == length):
+            return slice(int(starts[0]), int(starts[-1]) + length)
+        return torch.from_numpy((starts[:, None] + np.arange(length)).ravel()).to(device)
 
     def padded(self, device: torch.device | str) -> PaddedIndex:
         """The documents as a right-padded batch [N, max_length]."""
@@ -124,9 +151,9 @@ class Boundaries:
 
     def _on(self, device: torch.device | str, name: str, values: np.ndarray) -> torch.Tensor:
         key = (name, torch.device(device))
-        if key not in self._cache:
-            self._cache[key] = torch.from_numpy(np.ascontiguousarray(values)).to(device)
-        return self._cache[key]
+        if key not in self.scratch:
+            self.scratch[key] = torch.from_numpy(np.ascontiguousarray(values)).to(device)
+        return self.scratch[key]
 
 
 def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: int) -> Boundaries | None:
@@ -226,7 +253,7 @@ def _restart_lengths(position_ids: torch.Tensor) -> np.ndarray | None:
 
 
 def _says_nothing(mask: Any) -> bool:
-    """Whether a mask hides no token (all ones, or segment numbers): no padded batch with restarting positions has one."""
+    """Whether a mask hides no token (all ones, segment numbers); no padded batch whose positions restart has one."""
     return isinstance(mask, torch.Tensor) and mask.ndim == 2 and bool((mask != 0).all())
 
 

@@ -8,8 +8,8 @@ backbone alone (TRL's fused heads). So `install` replaces `.forward` on the inst
 reached first takes the boundary keys out of the batch. Class, parameters, config and state dict stay as they were.
 
 A backend is an object with a `name`, `keep_keys`, `open` and `run` (see `Backend`). Inside a packed forward
-`run(call, arguments, boundaries)` stands in for the backbone's forward: it may call `call` with other arguments (documents
-as a padded batch, say; nested backbones are then left alone) and returns the packed output. So
+`run(call, arguments, boundaries)` stands in for the backbone's forward: it may call `call` with other arguments
+(documents as a padded batch, say; nested backbones are then left alone) and returns the packed output. So
 
     def install_unpack(model): return install(model, Unpack())      # returns its undo
 """
