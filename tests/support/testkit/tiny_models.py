@@ -188,7 +188,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "hash_seed": 1,
     },
     "xlm": {"causal": True},
-    "xlnet": {"attn_type": "uni"},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "attention_hidden_size": _DERIVED,
@@ -234,7 +233,8 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> Tiny:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         enlarge_weights(model)
-    return Tiny(name, model, model.get_input_embeddings().weight.shape[0])
+    heads = (model.get_input_embeddings(), model.get_output_embeddings())
+    return Tiny(name, model, min(head.weight.shape[0] for head in heads if head is not None))
 
 
 def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
