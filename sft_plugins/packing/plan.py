@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import PackingError
+from sft_plugins.errors import PackingError
 
 Ints = npt.NDArray[Any]
 MAX_CAPACITY = 2**31 - 1
@@ -87,7 +87,7 @@ def plan_packs(
         max_length: capacity of a pack in tokens, 1 to 2³¹ − 1.
         seed: anything `numpy.random.default_rng` takes. Shuffles documents of equal length among one another and the
             order of the packs; how many packs there are and which lengths share one never changes. `None` keeps equal
-            lengths in the order of the data and packs in the order best-fit decreasing closes them.
+            lengths in the order of the data and packs of long documents in front.
 
     Raises:
         PackingError: `bad_capacity`, `bad_lengths` (not integers, negative), `empty_document`, `overflow`; the last
@@ -96,7 +96,7 @@ def plan_packs(
     Example:
         >>> plan = plan_packs([3, 5, 2, 5, 3], 8)
         >>> [pack.tolist() for pack in plan]
-        [[2], [1, 0], [3, 4]]
+        [[1, 0], [3, 4], [2]]
         >>> len(plan), plan.lower_bound, plan.fill
         (3, 3, 0.75)
 
@@ -114,17 +114,17 @@ def plan_packs(
     rng = None if seed is None else np.random.default_rng(seed)
     # One bin of `tokens` holds everything, so a larger histogram would only cost memory.
     room = min(capacity, tokens)
-    by_length, starts = _compiled(_group_by_length)(sizes, np.empty(n, dtype), room)
+    by_length, starts = compiled(_group_by_length)(sizes, np.empty(n, dtype), room)
     if rng is not None:
-        _compiled(_shuffle_groups)(by_length, starts, rng.random(n))
-    patterns = _compiled(_fill_bins)(np.diff(starts), room)
-    pattern_of, documents = _compiled(_list_bins)(patterns)
+        compiled(_shuffle_groups)(by_length, starts, rng.random(n))
+    patterns = compiled(_fill_bins)(np.diff(starts), room)
+    pattern_of, documents = compiled(_list_bins)(patterns)
     if rng is not None:
         order = rng.permutation(len(pattern_of))
         pattern_of, documents = pattern_of[order], documents[order]
     offsets = np.zeros(len(pattern_of) + 1, np.int64)
     np.cumsum(documents, out=offsets[1:])
-    indices = _compiled(_deal)(patterns, pattern_of, offsets, by_length, starts[:-1])
+    indices = compiled(_deal)(patterns, pattern_of, offsets, by_length, starts[:-1])
     return PackPlan(offsets, indices, capacity, tokens)
 
 
@@ -181,7 +181,7 @@ def _first_odd_one(array: npt.NDArray[Any]) -> int | None:
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled by numba, which is imported on first use; the machine code is cached on disk."""
     import numba
 
@@ -195,7 +195,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _group_by_length(sizes: Ints, by_length: Ints, room: int) -> tuple[Ints, Ints]:
-    """Counting sort: fills `by_length` with document numbers grouped by length; returns it and where each length starts.
+    """Counting sort: fills `by_length` with document numbers by length; returns it and where each length starts.
 
     sizes [3, 5, 3]   →   by_length [0, 2, 1], starts[3] = 0, starts[4] = starts[5] = 2, starts[6] = 3
     """

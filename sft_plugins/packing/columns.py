@@ -1,0 +1,164 @@
+"""A column of token lists, read where it lies: flat Arrow buffers and where each document starts in them.
+
+Invariant: no token passes through a Python object, and nothing is copied but what `gather` returns.
+
+    [[7, 8], [9]] in one Arrow chunk   →   values [7, 8, 9], start [0, 2], length [2, 1], chunk [0, 0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from datasets import Dataset
+
+from sft_plugins.errors import PackingError
+from sft_plugins.packing.plan import compiled
+
+Ints = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenColumn:
+    """Documents of one column, in the dataset's order (after any `select` or `shuffle`).
+
+    Attributes:
+        values: flat integers of each Arrow chunk, zero-copy and read-only.
+        chunk, start, length: `[n]`, the chunk of each document, its first position there, its tokens.
+    """
+
+    values: list[Ints]
+    chunk: Ints
+    start: Ints
+    length: Ints
+
+    @classmethod
+    def of(cls, dataset: Dataset, name: str) -> TokenColumn:
+        """Read column `name`.
+
+        Raises:
+            PackingError: `bad_schema` if it holds anything but lists of integers, or (with the row) a null.
+        """
+        column = dataset.data.column(name)
+        _check_type(name, column.type)
+        values: list[Ints] = []
+        chunk, start, length, null = (
+            np.empty(len(column), dtype) for dtype in (np.int32, np.int64, np.int64, np.bool_)
+        )
+        at = 0
+        for array in column.chunks:
+            here = slice(at, at + len(array))
+            chunk[here] = len(values)
+            start[here], length[here] = _extents(array)
+            null[here] = _nulls(array, start[here], length[here])
+            values.append(_numbers(array.values))
+            at += len(array)
+        if dataset._indices is not None:  # what `select` and `shuffle` leave instead of moving rows
+            rows = dataset._indices.column(0).to_numpy()
+            chunk, start, length, null = chunk[rows], start[rows], length[rows], null[rows]
+        if null.any():
+            raise PackingError(
+                f"column {name!r} holds a null",
+                code="bad_schema",
+                row=int(np.argmax(null)),
+                remedy="every row needs a list of integers; filter out rows without one",
+            )
+        return cls(values, chunk, start, length)
+
+    def first(self) -> Ints:
+        """First integer of every document; all documents hold at least one."""
+        out = np.empty(len(self.start), np.int64)
+        for values, part in self._by_chunk(np.arange(len(self.start))):
+            out[part] = values[self.start[part]]
+        return out
+
+    def count_unlike(self, value: int, lengths: Ints) -> Ints:
+        """Per document, how many of its first `lengths` integers differ from `value`."""
+        out = np.empty(len(self.start), np.int64)
+        for values, part in self._by_chunk(np.arange(len(self.start))):
+            out[part] = compiled(_count_unlike)(values, self.start[part], lengths[part], value)
+        return out
+
+    def gather(self, documents: Ints, lengths: Ints) -> Ints:
+        """The first `lengths` integers of each of `documents`, end to end.
+
+        Equal to `np.concatenate([column[d][:n] for d, n in zip(documents, lengths)])`.
+        """
+        ends = np.cumsum(lengths, dtype=np.int64)
+        out = np.empty(ends[-1] if len(ends) else 0, self.values[0].dtype)
+        for values, part in self._by_chunk(documents):
+            compiled(_copy)(values, self.start[documents[part]], lengths[part], (ends - lengths)[part], out)
+        return out
+
+    def _by_chunk(self, documents: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """Every chunk that holds some of `documents`, and which of them (positions in `documents`)."""
+        chunks = self.chunk[documents]
+        order = np.argsort(chunks, kind="stable")
+        numbers, starts = np.unique(chunks[order], return_index=True)
+        for number, part in zip(numbers, np.split(order, starts[1:]), strict=True):
+            yield self.values[number], part
+
+
+def _check_type(name: str, kind: pa.DataType) -> None:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    of_integers = any(is_kind(kind) for is_kind in lists) and (
+        pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)  # null: every list is empty
+    )
+    if not of_integers:
+        raise PackingError(
+            f"column {name!r} has type {kind}; expected one list of integers per row",
+            code="bad_schema",
+            remedy="tokenise and mask the rows first, `mask_dataset(dataset, PromptMasker(tokenizer))`",
+        )
+
+
+def _extents(array: pa.Array) -> tuple[Ints, Ints]:
+    """Start of every list in `array.values`, and its length."""
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        start = (array.offset + np.arange(len(array), dtype=np.int64)) * size
+        return start, np.full(len(array), size, np.int64)
+    offsets = array.offsets.to_numpy()  # of a slice: its own part, still counted from the start of `values`
+    return offsets[:-1], np.diff(offsets)
+
+
+def _nulls(array: pa.Array, start: Ints, length: Ints) -> Ints:
+    """Which rows are null or hold a null."""
+    null = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else np.zeros(len(array), np.bool_)
+    if array.values.null_count:
+        before = np.zeros(len(array.values) + 1, np.int64)
+        np.cumsum(array.values.is_null().to_numpy(zero_copy_only=False), out=before[1:])
+        null = null | (before[start + length] > before[start])
+    return null
+
+
+def _numbers(values: pa.Array) -> Ints:
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), np.int64)
+    if values.null_count:  # they lie outside the rows in use, or `of` has refused them
+        values = values.fill_null(0)
+    return values.to_numpy()
+
+
+# ---- Compiled. A view per document lets the inner loops run over contiguous memory, many integers at a time. ----
+
+
+def _count_unlike(values: Ints, starts: Ints, lengths: Ints, value: int) -> Ints:
+    out = np.empty(len(starts), np.int64)
+    for i in range(len(starts)):
+        count = np.int32(0)
+        for token in values[starts[i] : starts[i] + lengths[i]]:
+            count += np.int32(token != value)
+        out[i] = count
+    return out
+
+
+def _copy(values: Ints, starts: Ints, lengths: Ints, at: Ints, out: Ints) -> None:
+    for i in range(len(starts)):
+        source, target = values[starts[i] : starts[i] + lengths[i]], out[at[i] : at[i] + lengths[i]]
+        for j in range(len(source)):
+            target[j] = source[j]

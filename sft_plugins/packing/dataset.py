@@ -1,0 +1,404 @@
+"""From masked rows to packed rows.
+
+Invariant: every document of the data is in exactly one packed row, whole and unchanged, unless a policy that the caller
+named dropped or cut it, and then the report counts it. A packed row is
+
+    input_ids [T]   its documents end to end      labels [T]   likewise, −100 first in each      seq_lengths [N]   Σ = T
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, is_caching_enabled
+from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
+from datasets.utils import tqdm
+
+from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.errors import PackingError
+from sft_plugins.packing.columns import Ints, TokenColumn
+from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
+from sft_plugins.packing.report import FIRST_ROWS, Loss, PackReport, expected_padding
+
+OVERFLOW = ("raise", "drop", "truncate")
+UNSUPERVISED = ("raise", "drop")
+EXTRA_COLUMNS = ("raise", "drop", "carry")
+
+BATCH_TOKENS = 2**22
+"""Tokens gathered at a time: the memory that packing needs beyond the data and the result."""
+IN_MEMORY_BYTES = 2**28
+"""Results of a dataset on disk up to this size are kept in memory; larger ones go to a file."""
+
+
+class Packed(NamedTuple):
+    """Packed rows, and what packing them did."""
+
+    dataset: Dataset
+    report: PackReport
+
+
+def pack_dataset(
+    dataset: Dataset,
+    max_length: int,
+    *,
+    overflow: str = "raise",
+    unsupervised: str = "raise",
+    extra_columns: str = "raise",
+    seed: int | Sequence[int] | None = 0,
+    cache_file: str | os.PathLike[str] | None = None,
+) -> Packed:
+    """Pack masked rows into rows of at most `max_length` tokens, with best-fit decreasing over the whole dataset.
+
+    Equal to, with `documents` the rows that the policies leave:
+
+        plan = plan_packs([len(d["input_ids"]) for d in documents], max_length, seed=seed)
+        for pack in plan:
+            yield {"input_ids": concat(documents[i]["input_ids"] for i in pack),
+                   "labels": concat(documents[i]["labels"] for i in pack),
+                   "seq_lengths": [len(documents[i]["input_ids"]) for i in pack]}
+
+    Integer types stay what they are; `seq_lengths` are int32. The same dataset, options and seed give the same rows in
+    every process, so each rank of a distributed run may pack for itself. Packing anew for the next epoch is the same
+    call with another seed: `pack_dataset(dataset, 4096, seed=epoch)`.
+
+    Args:
+        dataset: one document per row, `input_ids` and `labels` (as `mask_dataset` makes them; the first label of each
+            row is −100, since nothing comes before its token). It may have been selected, shuffled or concatenated.
+        max_length: capacity of a packed row, in tokens.
+        overflow: a document longer than that is an error (`"raise"`), left out (`"drop"`), or keeps its first
+            `max_length` tokens (`"truncate"`: no end-of-turn token is put at the cut, and a document left without a
+            supervised token is dropped). Never are rests packed as documents of their own: they would lack the prompt.
+        unsupervised: a document without any supervised token is an error (`"raise"`) or left out (`"drop"`).
+        extra_columns: further columns are an error (`"raise"`), left out (`"drop"`), or kept as one list per packed
+            row with one value per document (`"carry"`).
+        seed: shuffles documents of equal length, and the packed rows. `None` shuffles nothing.
+        cache_file: where to write the packed rows, memory-mapped afterwards. By default a dataset in memory gives one
+            in memory, and a dataset on disk one in memory up to 256 MiB; beyond, a `cache-*.arrow` beside its own cache
+            files, which `dataset.cleanup_cache_files()` removes.
+
+    Raises:
+        PackingError: `bad_option`, `bad_capacity`, `bad_schema`, `streaming_dataset`, `already_packed`,
+            `extra_columns`, `empty_dataset`; with the row: `bad_schema`, `length_mismatch`, `empty_document`,
+            `first_label`, `overflow`, `no_supervised_tokens`, `padded_row`. Nothing is written then.
+
+    Example:
+        >>> rows = Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9]], "labels": [[-100, 6, 7], [-100, 9]]})
+        >>> packed, report = pack_dataset(rows, 8)
+        >>> packed[0]
+        {'input_ids': [5, 6, 7, 8, 9], 'labels': [-100, 6, 7, -100, 9], 'seq_lengths': [3, 2]}
+        >>> report.rows, report.lower_bound, report.fill
+        (1, 1, 0.625)
+    """
+    capacity = check_capacity(max_length)
+    check_policies(overflow=overflow, unsupervised=unsupervised, extra_columns=extra_columns)
+    extra = _check_columns(dataset, extra_columns)
+    ids, labels = TokenColumn.of(dataset, "input_ids"), TokenColumn.of(dataset, "labels")
+    _check_documents(ids, labels)
+    if "attention_mask" in extra:
+        _check_unpadded(ids, TokenColumn.of(dataset, "attention_mask"))
+    admitted = _admit(ids, labels, capacity, overflow=overflow, unsupervised=unsupervised)
+    plan = plan_packs(admitted.lengths, capacity, seed=seed)
+
+    kept = extra if extra_columns == "carry" else []
+    features = _features(dataset, kept)
+    batches = _batches(dataset, ids, labels, kept, admitted, plan, features)
+    options = (capacity, overflow, unsupervised, extra_columns, seed)
+    packed = _store(dataset, batches, features, _place(dataset, features, plan.tokens, cache_file), options)
+    return Packed(packed, _report(ids, admitted, plan))
+
+
+def check_policies(*, overflow: str, unsupervised: str, extra_columns: str) -> None:
+    """Refuse a policy that nobody knows, naming those that are known."""
+    for name, value, allowed in (
+        ("overflow", overflow, OVERFLOW),
+        ("unsupervised", unsupervised, UNSUPERVISED),
+        ("extra_columns", extra_columns, EXTRA_COLUMNS),
+    ):
+        if value not in allowed:
+            raise PackingError(f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="bad_option")
+
+
+def _check_columns(dataset: Dataset, extra_columns: str) -> list[str]:
+    """The columns beyond `input_ids` and `labels`; raises where the dataset cannot be packed at all."""
+    if isinstance(dataset, IterableDataset):
+        raise PackingError(
+            "the dataset is an IterableDataset, whose rows cannot be planned as a whole",
+            code="streaming_dataset",
+            remedy="use `pack_stream(dataset, max_length)`",
+        )
+    if isinstance(dataset, DatasetDict):
+        splits = ", ".join(dataset)
+        raise PackingError(
+            f"got a DatasetDict with splits {splits}",
+            code="bad_schema",
+            remedy="pack each split by itself, `pack_dataset(dataset['train'], max_length)`",
+        )
+    if not isinstance(dataset, Dataset):
+        raise PackingError(
+            f"got {type(dataset).__name__}; expected a datasets.Dataset",
+            code="bad_schema",
+            remedy="`Dataset.from_list(rows)`, or `pack_stream(rows, max_length)` for any iterable",
+        )
+    names = dataset.column_names
+    if "seq_lengths" in names:
+        raise already_packed()
+    if not len(dataset):
+        raise PackingError("the dataset has no rows", code="empty_dataset")
+    for name in ("input_ids", "labels"):
+        if name not in names:
+            raise missing_column(name, names)
+    extra = [name for name in names if name not in ("input_ids", "labels")]
+    if extra and extra_columns == "raise":
+        raise unknown_columns(extra)
+    return extra
+
+
+def already_packed() -> PackingError:
+    return PackingError(
+        "the rows are packed already: they have `seq_lengths`",
+        code="already_packed",
+        remedy="pack the rows that those were made from",
+    )
+
+
+def missing_column(name: str, found: Sequence[str], row: int | None = None) -> PackingError:
+    return PackingError(
+        f"there is no {name!r}; found {', '.join(found) or 'nothing'}",
+        code="bad_schema",
+        row=row,
+        remedy="mask the rows first, `mask_dataset(dataset, PromptMasker(tokenizer))`",
+    )
+
+
+def unknown_columns(extra: Sequence[str], row: int | None = None) -> PackingError:
+    return PackingError(
+        f"columns {', '.join(extra)} have no place in a packed row",
+        code="extra_columns",
+        row=row,
+        remedy="extra_columns='drop' leaves them out, 'carry' keeps a list with one value per document",
+    )
+
+
+def _check_documents(ids: TokenColumn, labels: TokenColumn) -> None:
+    differ = ids.length != labels.length
+    if differ.any():
+        row = int(np.argmax(differ))
+        raise length_mismatch(int(ids.length[row]), int(labels.length[row]), row)
+    empty = ids.length == 0
+    if empty.any():
+        raise empty_document(int(np.argmax(empty)))
+    supervised = labels.first() != IGNORE_INDEX
+    if supervised.any():
+        raise first_label(int(np.argmax(supervised)), int(supervised.sum()))
+
+
+def length_mismatch(ids: int, labels: int, row: int) -> PackingError:
+    return PackingError(f"{ids} input_ids and {labels} labels; expected as many", code="length_mismatch", row=row)
+
+
+def empty_document(row: int) -> PackingError:
+    return PackingError("the document is empty", code="empty_document", row=row, remedy="filter out rows without tokens")
+
+
+def first_label(row: int, rows: int = 1) -> PackingError:
+    return PackingError(
+        f"the first label is not {IGNORE_INDEX} ({rows:,} such rows): packed, that token would be predicted from the "
+        f"document before it",
+        code="first_label",
+        row=row,
+        remedy=f"set `labels[0] = {IGNORE_INDEX}`; alone, the first token has nothing to be predicted from either",
+    )
+
+
+def too_long(length: int, capacity: int, row: int, rows: int = 1) -> PackingError:
+    return PackingError(
+        f"the document has {length:,} tokens and a packed row holds {capacity:,} ({rows:,} such rows)",
+        code="overflow",
+        row=row,
+        remedy="raise max_length, or choose overflow='drop' or 'truncate', which count what is lost",
+    )
+
+
+def unsupervised_document(row: int, rows: int = 1) -> PackingError:
+    return PackingError(
+        f"every label is {IGNORE_INDEX} ({rows:,} such rows): the document trains nothing",
+        code="no_supervised_tokens",
+        row=row,
+        remedy="find out why masking left nothing, or choose unsupervised='drop', which counts them",
+    )
+
+
+def _check_unpadded(ids: TokenColumn, mask: TokenColumn) -> None:
+    """Dropping or carrying an attention mask must not turn padding into context."""
+    padded = (mask.length != ids.length) | (mask.count_unlike(0, mask.length) != mask.length)
+    if padded.any():
+        raise padded_row(int(np.argmax(padded)))
+
+
+def padded_row(row: int) -> PackingError:
+    return PackingError(
+        "attention_mask is not one 1 per token: the row is padded, and packed its padding would be context",
+        code="padded_row",
+        row=row,
+        remedy="tokenise without padding",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Admitted:
+    """Documents that are packed: row numbers, tokens and supervised tokens of each; and what was lost on the way."""
+
+    rows: Ints
+    lengths: Ints
+    supervised: Ints
+    lost: dict[str, Loss]
+
+
+def _admit(ids: TokenColumn, labels: TokenColumn, capacity: int, *, overflow: str, unsupervised: str) -> _Admitted:
+    full = ids.length
+    supervised_before = labels.count_unlike(IGNORE_INDEX, full)
+    lengths, supervised = full, supervised_before
+    barren = supervised == 0
+    if barren.any() and unsupervised == "raise":
+        raise unsupervised_document(int(np.argmax(barren)), int(barren.sum()))
+    long = full > capacity
+    if long.any() and overflow == "raise":
+        row = int(np.argmax(long))
+        raise too_long(int(full[row]), capacity, row, int(long.sum()))
+    if overflow == "truncate":
+        lengths = np.minimum(full, capacity)
+        supervised = labels.count_unlike(IGNORE_INDEX, lengths) if long.any() else supervised
+
+    lost: dict[str, Loss] = {}
+
+    def lose(kind: str, which: Ints, tokens: Ints, supervised_tokens: Ints) -> None:
+        if which.any():
+            lost[kind] = Loss(
+                rows=int(which.sum()),
+                tokens=int(tokens[which].sum()),
+                supervised_tokens=int(supervised_tokens[which].sum()),
+                first_rows=tuple(np.flatnonzero(which)[:FIRST_ROWS].tolist()),
+            )
+
+    cut = long & ~barren & (overflow == "truncate")
+    hollow = cut & (supervised == 0)
+    lose("no_supervised_tokens", barren, full, supervised_before)
+    lose("overflow", long & ~barren & (overflow == "drop"), full, supervised_before)
+    lose("truncated", cut & ~hollow, full - lengths, supervised_before - supervised)
+    lose("truncated_to_prompt", hollow, full, supervised_before)
+    keep = ~barren & ~hollow & (lengths <= capacity)
+    rows = np.flatnonzero(keep)
+    if not len(rows):
+        dropped = ", ".join(f"{kind} {loss.rows:,}" for kind, loss in lost.items())
+        raise PackingError(f"no document is left to pack; dropped: {dropped}", code="empty_dataset")
+    return _Admitted(rows, lengths[rows], supervised[rows], lost)
+
+
+def _report(ids: TokenColumn, admitted: _Admitted, plan: PackPlan) -> PackReport:
+    lengths, counts = np.unique(admitted.lengths, return_counts=True)
+    return PackReport(
+        max_length=plan.max_length,
+        rows_in=len(ids.length),
+        tokens_in=int(ids.length.sum()),
+        documents=len(admitted.rows),
+        tokens=plan.tokens,
+        supervised_tokens=int(admitted.supervised.sum()),
+        rows=len(plan),
+        longest=int(lengths[-1]),
+        padded=expected_padding(lengths, counts),
+        lost=admitted.lost,
+    )
+
+
+def _features(dataset: Dataset, carried: list[str]) -> Features:
+    def tokens(name: str) -> List:
+        kind = dataset.data.schema.field(name).type.value_type
+        return List(Value("int64" if pa.types.is_null(kind) else str(kind)))
+
+    own = {"input_ids": tokens("input_ids"), "labels": tokens("labels"), "seq_lengths": List(Value("int32"))}
+    return Features(own | {name: List(dataset.features[name]) for name in carried})
+
+
+def _batches(
+    dataset: Dataset,
+    ids: TokenColumn,
+    labels: TokenColumn,
+    carried: list[str],
+    admitted: _Admitted,
+    plan: PackPlan,
+    features: Features,
+) -> Iterator[pa.RecordBatch]:
+    """The packed rows, about `BATCH_TOKENS` tokens at a time."""
+    schema = features.arrow_schema
+    step = max(1, BATCH_TOKENS // plan.max_length)
+    others = dataset.select_columns(carried).with_format("arrow") if carried else None
+    for begin in range(0, len(plan), step):
+        offsets = plan.offsets[begin : begin + step + 1]
+        chosen = plan.indices[offsets[0] : offsets[-1]]
+        documents, lengths = admitted.rows[chosen], admitted.lengths[chosen]
+        # offsets of rows in documents [0, 2, 3], lengths [3, 2, 8]   →   offsets of rows in tokens [0, 5, 13]
+        in_documents = (offsets - offsets[0]).astype(np.int32)
+        in_tokens = np.concatenate(([0], np.cumsum(lengths)))[in_documents].astype(np.int32)
+        columns: list[Any] = [
+            pa.ListArray.from_arrays(in_tokens, ids.gather(documents, lengths)),
+            pa.ListArray.from_arrays(in_tokens, labels.gather(documents, lengths)),
+            pa.ListArray.from_arrays(in_documents, lengths.astype(np.int32)),
+        ]
+        if others is not None:
+            values = others[documents].combine_chunks()
+            columns += [pa.ListArray.from_arrays(in_documents, _only(values[name])) for name in carried]
+        yield pa.record_batch(columns, schema=schema)
+
+
+def _only(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _place(
+    dataset: Dataset, features: Features, tokens: int, cache_file: str | os.PathLike[str] | None
+) -> Path | None:
+    """Where the packed rows are written; None for memory."""
+    if cache_file is not None:
+        return Path(cache_file)
+    width = sum(np.dtype(features[name].feature.dtype).itemsize for name in ("input_ids", "labels"))
+    if not dataset.cache_files or tokens * width <= IN_MEMORY_BYTES:
+        return None
+    beside = Path(dataset.cache_files[0]["filename"]).parent
+    if not is_caching_enabled() or not os.access(beside, os.W_OK):
+        return Path(get_temporary_cache_files_directory()) / f"cache-{uuid.uuid4().hex}.arrow"
+    return beside
+
+
+def _store(
+    dataset: Dataset, batches: Iterator[pa.RecordBatch], features: Features, path: Path | None, options: Any
+) -> Dataset:
+    """Write the batches to `path` (a folder: to a file named by the fingerprint) or keep them in memory."""
+    fingerprint = Hasher.hash(("pack_dataset", dataset._fingerprint, options))
+    info = dataset.info.copy()
+    info.features = features
+    if path is None:
+        table = pa.Table.from_batches(list(batches), schema=features.arrow_schema)
+        return Dataset(table, info=info, split=dataset.split, fingerprint=fingerprint)
+
+    if path.is_dir():
+        path = path / f"cache-{fingerprint}.arrow"
+    # Other ranks may write the same file, and an earlier dataset may have it mapped: it appears whole or not at all.
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    metadata = {"huggingface": json.dumps({"info": {"features": features.to_dict()}, "fingerprint": fingerprint})}
+    try:
+        schema = features.arrow_schema.with_metadata(metadata)
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch.replace_schema_metadata(metadata))
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Dataset.from_file(str(path), info=info, split=dataset.split)
