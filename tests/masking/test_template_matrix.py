@@ -351,7 +351,7 @@ def write(path: Path) -> None:
     lines = [
         "# Template matrix",
         "",
-        f"Every chat template of TRL {trl.__version__} ({len(names)}) × {len(CONVERSATIONS)} conversations, each template",
+        f"Every template of TRL {trl.__version__} ({len(names)}) × {len(CONVERSATIONS)} conversations, each template",
         "with a tokenizer of its family whose EOS and special tokens are those of the checkpoints, under transformers",
         f"{transformers.__version__}. Checked by `tests/support/testkit/mask_oracle.py`, which shares no code with the",
         "library.",

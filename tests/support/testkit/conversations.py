@@ -343,8 +343,11 @@ BY_NAME = {conversation.name: conversation for conversation in CONVERSATIONS}
 # Random conversations
 # ---------------------------------------------------------------------------------------------------------------------
 
-_WORDS = ["yes", "Hello", "assistant", "user", "the", "42", "3.14", "naïve", "日本", "é", "e\u0301", _FAMILY, "</s>",
-          "<think>", "</think>", "<", ">", "|", "im_end", "{{", "%}", "\\n", "'", '"', "."]  # fmt: skip
+_WORDS = [
+    *["yes", "Hello", "assistant", "user", "the", "42", "3.14", "naïve", "日本", "é", "e\u0301", _FAMILY] * 2,
+    *["<", ">", "|", "im_end", "{{", "%}", "\\n", "'", '"', ".", "1,000", "a.b", "ß", "مرحبا"] * 2,
+    *["</s>", "<think>", "</think>"],
+]
 _GAPS = ["", " ", "  ", "\n", "\n\n", "\t", " \n", "\u00a0", "\u200d"]
 
 
@@ -365,17 +368,17 @@ def conversations(draw: st.DrawFn, *, max_turns: int = 3, reasoning: bool = True
     if draw(st.booleans()):
         messages.append(system(draw(texts())))
     for _ in range(draw(st.integers(1, max_turns))):
-        messages.append(user(draw(texts())))
-        for _ in range(draw(st.sampled_from([1, 1, 1, 1, 2]))):
+        messages.append(user(draw(texts(min_words=1))))
+        for _ in range(draw(st.sampled_from([1] * 7 + [2]))):
             extra: dict[str, Any] = {}
             if reasoning and draw(st.sampled_from([False, False, True])):
                 extra["reasoning_content"] = draw(texts(min_words=1))
-            flag = draw(st.sampled_from([None, None, None, 0, 1, True, False]))
+            flag = draw(st.sampled_from([None] * 8 + [0, 1, True, False]))
             if isinstance(flag, bool):
                 extra["train"] = flag
             elif flag is not None:
                 extra["weight"] = flag
-            messages.append(assistant(draw(texts()), **extra))
+            messages.append(assistant(draw(texts(min_words=draw(st.sampled_from([1] * 7 + [0])))), **extra))
     if draw(st.sampled_from([False, False, False, True])):
         messages.append(user(draw(texts())))
     return {"messages": messages}
@@ -450,7 +453,7 @@ class TemplateKnobs:
 
 
 def templates(
-    generation_prompts: Sequence[str] = ("header", "header", "shorter", "think", "empty_think", "other"),
+    generation_prompts: Sequence[str] = ("header",) * 6 + ("shorter", "think", "empty_think", "other"),
 ) -> Any:
     """Strategy for TemplateKnobs; shrinks to plain ChatML."""
     return st.builds(
@@ -463,7 +466,7 @@ def templates(
         default_system=st.booleans(),
         bos=st.booleans(),
         generation_prompt=st.sampled_from(list(generation_prompts)),
-        reasoning=st.sampled_from(["keep", "keep", "strip_history", "drop", "always_block"]),
-        terminator=st.sampled_from(["every", "every", "every", "not_last", "next_header", "none"]),
+        reasoning=st.sampled_from(["keep", "keep", "strip_history", "strip_history", "drop", "always_block"]),
+        terminator=st.sampled_from(["every"] * 7 + ["not_last", "next_header", "none"]),
         markers=st.booleans(),
     )  # fmt: skip

@@ -26,21 +26,21 @@ IGNORE = -100
 
 # The codes that the contract names; an error with another one is a fault.
 CODES = frozenset(
-    [
+    {
+        "bad_schema",
         "boundary",
-        "history_rewrite",
-        "render_mismatch",
         "content_lost",
-        "missing_stop",
+        "double_bos",
         "empty_response",
+        "history_rewrite",
+        "id_out_of_range",
+        "length_mismatch",
+        "missing_stop",
         "no_supervised_tokens",
         "overflow",
+        "render_mismatch",
         "special_token_in_content",
-        "double_bos",
-        "length_mismatch",
-        "bad_schema",
-        "id_out_of_range",
-    ]  # fmt: skip
+    }
 )
 
 
@@ -231,21 +231,29 @@ def continuation(tokenizer: Any, before: Sequence[int], after: Sequence[int]) ->
     return joined[len(base) :] if joined.startswith(base) else None
 
 
-def tokenizable(tokenizer: Any, expected: Turn) -> bool:
-    """Whether there is an obvious tokenisation of the response that joins the prompt without changing a character.
+def tokenisations(tokenizer: Any, text: str) -> list[list[int]]:
+    """Obvious ways to tokenise a text that goes on where another ends, without special tokens added.
 
-    Tried: the text by itself, and the text behind an added token that is cut off again, which keeps tokenizers that
-    write `▁` before the first word from doing so.
+    The text by itself, and the text behind an anchor (an added token, a newline, a colon) whose ids are cut off again,
+    which keeps tokenizers that write `▁` before the first word from doing so.
     """
-    anchor = next(iter(tokenizer.added_tokens_decoder))
-    anchored = str(tokenizer.convert_ids_to_tokens(anchor))
-    for text in expected.responses:
-        alone = tokenizer(text, add_special_tokens=False)["input_ids"]
-        behind = tokenizer(anchored + text, add_special_tokens=False)["input_ids"]
-        options = [alone, *([behind[1:]] if behind and behind[0] == anchor else [])]
-        if any(continuation(tokenizer, expected.prompt_ids, ids) == text for ids in options):
-            return True
-    return False
+    added = str(tokenizer.convert_ids_to_tokens(next(iter(tokenizer.added_tokens_decoder))))
+    found = [list(tokenizer(text, add_special_tokens=False)["input_ids"])]
+    for anchor in (added, "\n", ":"):
+        front = list(tokenizer(anchor, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
+        if whole[: len(front)] == front:
+            found.append(whole[len(front) :])
+    return found
+
+
+def tokenizable(tokenizer: Any, expected: Turn) -> bool:
+    """Whether an obvious tokenisation of the response joins the prompt without changing a character."""
+    return any(
+        continuation(tokenizer, expected.prompt_ids, ids) == text
+        for text in expected.responses
+        for ids in tokenisations(tokenizer, text)
+    )
 
 
 def variants(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -473,16 +481,12 @@ def reference_rows(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], t
     """
     rows = []
     row = variants(row)[0]
-    anchor = next(iter(tokenizer.added_tokens_decoder))
     for k in trainable(row["messages"], train_on):
         expected = turn(tokenizer, row, k, stop_ids)
         if expected.codes:
             raise ValueError(expected.why)
         text = expected.responses[0]
-        options = [
-            tokenizer(text, add_special_tokens=False)["input_ids"],
-            tokenizer(str(tokenizer.convert_ids_to_tokens(anchor)) + text, add_special_tokens=False)["input_ids"][1:],
-        ]
+        options = tokenisations(tokenizer, text)
         fitting = [ids for ids in options if continuation(tokenizer, expected.prompt_ids, ids) == text]
         if not fitting:
             raise ValueError(f"turn {k}: {text!r} does not survive the tokenizer")

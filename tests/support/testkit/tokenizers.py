@@ -1,7 +1,7 @@
 """Small real tokenizers, trained in code in a fraction of a second, and one fitted to each chat template of TRL.
 
 Every kind is a tokenizer that people fine-tune with, in miniature: the same pre-tokenizer, the same treatment of the
-first space, of bytes, digits and added tokens. Nothing is read from disk or network; each kind is trained once per process.
+first space, of bytes, digits and added tokens. Nothing is read from disk or network; trained once per process.
 
     kind            like                 what is hard about it
     bytelevel       GPT-2, SmolLM2       a word takes its leading space with it
