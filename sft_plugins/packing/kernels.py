@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from sft_plugins.packing.boundaries import Boundaries
 
@@ -52,7 +51,7 @@ def per_document(
 ) -> torch.Tensor:
     """Attention of each document to itself, documents of equal length in one call of `attend`.
 
-    Naive equivalent: `torch.cat([attend(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]) for a, b in documents], 1)`.
+    Naive equivalent: `torch.cat([attend(*(x[:, :, a:b] for x in (query, key, value))) for a, b in documents], dim=1)`.
 
     Args:
         query: [B, H, T, D]; key: [B, Hk, T, D]; value: [B, Hk, T, Dv].
@@ -73,38 +72,8 @@ def per_document(
     return (packed if order is None else packed[order]).unflatten(0, (rows, width))
 
 
-def sdpa(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    rule: Rule,
-    scale: float | None = None,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """`scaled_dot_product_attention` of whole documents under `rule`; shapes as in `Attend`."""
-    length = query.shape[2]
-    mask = None if rule.sees_all(length) else rule.mask(length, query.device)
-    grouped = query.shape[1] != key.shape[1]
-    if grouped and not (mask is None and query.shape[-1] == value.shape[-1] <= 256):
-        # The fused kernels take fewer key heads than query heads only under these conditions.
-        repeats = query.shape[1] // key.shape[1]
-        key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
-    attended = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None and length > 1,
-        scale=scale,
-        enable_gqa=grouped,
-    )
-    return attended.transpose(1, 2)
-
-
 def varlen_supports(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, rule: Rule, max_length: int, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, rule: Rule, longest: int, dropout: float
 ) -> bool:
     """Whether torch's own variable-length kernel computes exactly this attention: half precision on CUDA, head sizes
     alike, at most 256 and multiples of 8, no dropout, no chunks."""
@@ -116,7 +85,7 @@ def varlen_supports(
         and query.shape[-1] <= 256
         and query.shape[-1] % 8 == 0
         and dropout == 0.0
-        and (rule.chunk is None or rule.chunk >= max_length)
+        and (rule.chunk is None or rule.chunk >= longest)
         and "window_size" in _varlen_parameters()
     )
 
@@ -147,7 +116,13 @@ def varlen_arguments(
 
 
 def varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, boundaries: Boundaries, rule: Rule, scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    boundaries: Boundaries,
+    rule: Rule,
+    scale: float | None,
 ) -> torch.Tensor:
     """All documents in one call of torch's variable-length kernel; [B, T, H, D]. Ask `varlen_supports` first."""
     from torch.nn.attention.varlen import varlen_attn

@@ -1,0 +1,106 @@
+"""Which module to isolate: the causal LM inside PEFT, DDP and compile wrappers; and what cannot be isolated at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+from sft_plugins.errors import ContaminationError
+
+_CONTEXT_PARALLEL = ("PARALLELISM_CONFIG_CP_SIZE", "PARALLELISM_CONFIG_SP_SIZE")
+
+
+def causal_lm_of(model: nn.Module) -> nn.Module:
+    """The causal language model inside `model`.
+
+    Raises:
+        ContaminationError: `not_causal_lm`, `meta_device`, `prompt_learning`, `sharded`, `data_parallel` or
+            `context_parallel`, each of which makes packed rows inexact or the probe impossible.
+    """
+    refuse_context_parallel()
+    if not isinstance(model, nn.Module):
+        raise _refusal(f"expected a torch model, got {type(model).__name__}", "not_causal_lm", "pass the model")
+    lm = _unwrap(model)
+    config = getattr(lm, "config", None)
+    head = lm.get_output_embeddings() if hasattr(lm, "get_output_embeddings") else None
+    if config is None or head is None or getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "no model with an LM head"
+        raise _refusal(
+            f"{type(lm).__name__} is {kind}, so it is no causal language model",
+            "not_causal_lm",
+            "load it with AutoModelForCausalLM",
+        )
+    for name, parameter in lm.named_parameters():
+        if parameter.is_meta:
+            raise _refusal(
+                f"parameter {name} is on the meta device", "meta_device", "load the weights before isolating the model"
+            )
+        if hasattr(parameter, "ds_id") and parameter.numel() == 0:
+            raise _refusal(
+                f"parameter {name} is partitioned by DeepSpeed ZeRO-3",
+                "sharded",
+                "isolate the model before it is partitioned",
+            )
+    return lm
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while True:
+        if type(model).__name__ == "FullyShardedDataParallel":
+            raise _refusal("the model is wrapped in FSDP", "sharded", "isolate the model before the trainer wraps it")
+        if isinstance(model, nn.DataParallel):
+            raise _refusal(
+                "the model is wrapped in nn.DataParallel, whose replicas share one forward",
+                "data_parallel",
+                "start one process per device (DDP), or set CUDA_VISIBLE_DEVICES to one",
+            )
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel) or type(model).__name__ == "DeepSpeedEngine":
+            model = model.module
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            for name, config in model.peft_config.items():
+                if getattr(config, "is_prompt_learning", False):
+                    raise _refusal(
+                        f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the row, "
+                        "where only its first document sees them",
+                        "prompt_learning",
+                        "train without packing, or with LoRA",
+                    )
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def refuse_context_parallel() -> None:
+    """Raise where a row is split over ranks: boundaries count whole rows, and the mask is dropped on the way.
+
+    Raises:
+        ContaminationError: `context_parallel`.
+    """
+    sizes = {name: os.environ.get(name, "1") for name in _CONTEXT_PARALLEL}
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        parallelism = state.AcceleratorState._shared_state.get("parallelism_config")
+        for name in ("cp_size", "sp_size"):
+            sizes[name] = str(getattr(parallelism, name, None) or 1)
+    if split := {name: size for name, size in sizes.items() if size not in ("", "1")}:
+        raise _refusal(
+            f"context or sequence parallelism is on ({', '.join(f'{k}={v}' for k, v in split.items())})",
+            "context_parallel",
+            "train packed rows with cp_size=1 and sp_size=1",
+        )
+
+
+def lowest_precision(model: nn.Module) -> torch.dtype:
+    """The coarsest type the model computes in: quantised weights count as bfloat16."""
+    types = {parameter.dtype for parameter in model.parameters()}
+    if any(not dtype.is_floating_point or torch.finfo(dtype).bits < 16 for dtype in types):
+        return torch.bfloat16
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def _refusal(what: str, code: str, remedy: str) -> ContaminationError:
+    return ContaminationError(what, code=code, remedy=remedy)
