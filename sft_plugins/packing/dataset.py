@@ -8,34 +8,37 @@ named dropped or cut it, and then the report counts it. A packed row is
 
 from __future__ import annotations
 
-import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, is_caching_enabled
-from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from datasets.utils import tqdm
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.columns import Ints, TokenColumn
 from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
+from sft_plugins.packing.refusals import (
+    already_packed,
+    check_policies,
+    empty_document,
+    first_label,
+    length_mismatch,
+    missing_column,
+    padded_row,
+    too_long,
+    unknown_columns,
+    unsupervised_document,
+)
 from sft_plugins.packing.report import FIRST_ROWS, Loss, PackReport, expected_padding
-
-OVERFLOW = ("raise", "drop", "truncate")
-UNSUPERVISED = ("raise", "drop")
-EXTRA_COLUMNS = ("raise", "drop", "carry")
+from sft_plugins.packing.store import place, store
 
 BATCH_TOKENS = 2**22
 """Tokens gathered at a time: the memory that packing needs beyond the data and the result."""
-IN_MEMORY_BYTES = 2**28
-"""Results of a dataset on disk up to this size are kept in memory; larger ones go to a file."""
 
 
 class Packed(NamedTuple):
@@ -111,19 +114,8 @@ def pack_dataset(
     features = _features(dataset, kept)
     batches = _batches(dataset, ids, labels, kept, admitted, plan, features)
     options = (capacity, overflow, unsupervised, extra_columns, seed)
-    packed = _store(dataset, batches, features, _place(dataset, features, plan.tokens, cache_file), options)
+    packed = store(dataset, batches, features, place(dataset, features, plan.tokens, cache_file), options)
     return Packed(packed, _report(ids, admitted, plan))
-
-
-def check_policies(*, overflow: str, unsupervised: str, extra_columns: str) -> None:
-    """Refuse a policy that nobody knows, naming those that are known."""
-    for name, value, allowed in (
-        ("overflow", overflow, OVERFLOW),
-        ("unsupervised", unsupervised, UNSUPERVISED),
-        ("extra_columns", extra_columns, EXTRA_COLUMNS),
-    ):
-        if value not in allowed:
-            raise PackingError(f"{name} is {value!r}; expected one of {', '.join(allowed)}", code="bad_option")
 
 
 def _check_columns(dataset: Dataset, extra_columns: str) -> list[str]:
@@ -161,32 +153,6 @@ def _check_columns(dataset: Dataset, extra_columns: str) -> list[str]:
     return extra
 
 
-def already_packed() -> PackingError:
-    return PackingError(
-        "the rows are packed already: they have `seq_lengths`",
-        code="already_packed",
-        remedy="pack the rows that those were made from",
-    )
-
-
-def missing_column(name: str, found: Sequence[str], row: int | None = None) -> PackingError:
-    return PackingError(
-        f"there is no {name!r}; found {', '.join(found) or 'nothing'}",
-        code="bad_schema",
-        row=row,
-        remedy="mask the rows first, `mask_dataset(dataset, PromptMasker(tokenizer))`",
-    )
-
-
-def unknown_columns(extra: Sequence[str], row: int | None = None) -> PackingError:
-    return PackingError(
-        f"columns {', '.join(extra)} have no place in a packed row",
-        code="extra_columns",
-        row=row,
-        remedy="extra_columns='drop' leaves them out, 'carry' keeps a list with one value per document",
-    )
-
-
 def _check_documents(ids: TokenColumn, labels: TokenColumn) -> None:
     differ = ids.length != labels.length
     if differ.any():
@@ -200,56 +166,11 @@ def _check_documents(ids: TokenColumn, labels: TokenColumn) -> None:
         raise first_label(int(np.argmax(supervised)), int(supervised.sum()))
 
 
-def length_mismatch(ids: int, labels: int, row: int) -> PackingError:
-    return PackingError(f"{ids} input_ids and {labels} labels; expected as many", code="length_mismatch", row=row)
-
-
-def empty_document(row: int) -> PackingError:
-    return PackingError("the document is empty", code="empty_document", row=row, remedy="filter out rows without tokens")
-
-
-def first_label(row: int, rows: int = 1) -> PackingError:
-    return PackingError(
-        f"the first label is not {IGNORE_INDEX} ({rows:,} such rows): packed, that token would be predicted from the "
-        f"document before it",
-        code="first_label",
-        row=row,
-        remedy=f"set `labels[0] = {IGNORE_INDEX}`; alone, the first token has nothing to be predicted from either",
-    )
-
-
-def too_long(length: int, capacity: int, row: int, rows: int = 1) -> PackingError:
-    return PackingError(
-        f"the document has {length:,} tokens and a packed row holds {capacity:,} ({rows:,} such rows)",
-        code="overflow",
-        row=row,
-        remedy="raise max_length, or choose overflow='drop' or 'truncate', which count what is lost",
-    )
-
-
-def unsupervised_document(row: int, rows: int = 1) -> PackingError:
-    return PackingError(
-        f"every label is {IGNORE_INDEX} ({rows:,} such rows): the document trains nothing",
-        code="no_supervised_tokens",
-        row=row,
-        remedy="find out why masking left nothing, or choose unsupervised='drop', which counts them",
-    )
-
-
 def _check_unpadded(ids: TokenColumn, mask: TokenColumn) -> None:
     """Dropping or carrying an attention mask must not turn padding into context."""
     padded = (mask.length != ids.length) | (mask.count_unlike(0, mask.length) != mask.length)
     if padded.any():
         raise padded_row(int(np.argmax(padded)))
-
-
-def padded_row(row: int) -> PackingError:
-    return PackingError(
-        "attention_mask is not one 1 per token: the row is padded, and packed its padding would be context",
-        code="padded_row",
-        row=row,
-        remedy="tokenise without padding",
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,6 +261,7 @@ def _batches(
     schema = features.arrow_schema
     step = max(1, BATCH_TOKENS // plan.max_length)
     others = dataset.select_columns(carried).with_format("arrow") if carried else None
+    progress = tqdm(total=len(plan), desc="Packing", unit=" rows", delay=1)
     for begin in range(0, len(plan), step):
         offsets = plan.offsets[begin : begin + step + 1]
         chosen = plan.indices[offsets[0] : offsets[-1]]
@@ -356,49 +278,9 @@ def _batches(
             values = others[documents].combine_chunks()
             columns += [pa.ListArray.from_arrays(in_documents, _only(values[name])) for name in carried]
         yield pa.record_batch(columns, schema=schema)
+        progress.update(len(offsets) - 1)
+    progress.close()
 
 
 def _only(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-
-
-def _place(
-    dataset: Dataset, features: Features, tokens: int, cache_file: str | os.PathLike[str] | None
-) -> Path | None:
-    """Where the packed rows are written; None for memory."""
-    if cache_file is not None:
-        return Path(cache_file)
-    width = sum(np.dtype(features[name].feature.dtype).itemsize for name in ("input_ids", "labels"))
-    if not dataset.cache_files or tokens * width <= IN_MEMORY_BYTES:
-        return None
-    beside = Path(dataset.cache_files[0]["filename"]).parent
-    if not is_caching_enabled() or not os.access(beside, os.W_OK):
-        return Path(get_temporary_cache_files_directory()) / f"cache-{uuid.uuid4().hex}.arrow"
-    return beside
-
-
-def _store(
-    dataset: Dataset, batches: Iterator[pa.RecordBatch], features: Features, path: Path | None, options: Any
-) -> Dataset:
-    """Write the batches to `path` (a folder: to a file named by the fingerprint) or keep them in memory."""
-    fingerprint = Hasher.hash(("pack_dataset", dataset._fingerprint, options))
-    info = dataset.info.copy()
-    info.features = features
-    if path is None:
-        table = pa.Table.from_batches(list(batches), schema=features.arrow_schema)
-        return Dataset(table, info=info, split=dataset.split, fingerprint=fingerprint)
-
-    if path.is_dir():
-        path = path / f"cache-{fingerprint}.arrow"
-    # Other ranks may write the same file, and an earlier dataset may have it mapped: it appears whole or not at all.
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    metadata = {"huggingface": json.dumps({"info": {"features": features.to_dict()}, "fingerprint": fingerprint})}
-    try:
-        schema = features.arrow_schema.with_metadata(metadata)
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch.replace_schema_metadata(metadata))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return Dataset.from_file(str(path), info=info, split=dataset.split)

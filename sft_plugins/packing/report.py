@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +65,7 @@ class TrainingChange:
             f"{self.steps_after:,} steps, each with {self.documents_per_step_before:,.0f} → "
             f"{self.documents_per_step_after:,.0f} documents and {self.tokens_per_step_before:,.0f} → "
             f"{self.tokens_per_step_after:,.0f} tokens. Fewer, larger steps change the optimisation: take "
-            f"{self.rows_per_step_for_same_documents} packed rows per step to keep its size, or set the learning rate anew."
+            f"{self.rows_per_step_for_same_documents} packed rows per step to keep its size, or retune the learning rate."
         )
 
 
@@ -122,9 +123,7 @@ class PackReport:
         """Rows of the data that are not packed at all."""
         return sum(loss.rows for kind, loss in self.lost.items() if kind != "truncated")
 
-    def training(
-        self, batch_size: int, *, gradient_accumulation_steps: int = 1, world_size: int = 1
-    ) -> TrainingChange:
+    def training(self, batch_size: int, *, gradient_accumulation_steps: int = 1, world_size: int = 1) -> TrainingChange:
         """Optimizer steps, documents and tokens per step: documents one per row, and packed.
 
         Steps are counted as `transformers.Trainer` counts them: ⌈⌈rows / (batch_size · world_size)⌉ / accumulation⌉.
@@ -133,7 +132,7 @@ class PackReport:
         rows, documents = max(self.rows, 1), max(self.documents, 1)
 
         def steps(count: int) -> int:
-            return -(-(-(-count // (batch_size * world_size))) // gradient_accumulation_steps)
+            return math.ceil(math.ceil(count / (batch_size * world_size)) / gradient_accumulation_steps)
 
         before, after = min(per_step, self.documents), min(per_step, self.rows)
         return TrainingChange(
@@ -151,7 +150,14 @@ class PackReport:
         """Plain data for JSON: the fields, and what follows from them."""
         derived = {
             name: getattr(self, name)
-            for name in ("dropped", "fill", "lower_bound", "rows_above_bound", "supervised_share", "padded_to_max_length")
+            for name in (
+                "dropped",
+                "fill",
+                "lower_bound",
+                "rows_above_bound",
+                "supervised_share",
+                "padded_to_max_length",
+            )
         }
         return dataclasses.asdict(self) | derived
 
@@ -173,13 +179,19 @@ class PackReport:
         lines = [
             ("documents", f"{self.documents:,}", f"of {self.rows_in:,} rows; the longest has {self.longest:,} tokens"),
             ("packed rows", f"{self.rows:,}", f"{self.documents / max(self.rows, 1):.1f} documents each"),
-            ("lower bound", f"{self.lower_bound:,}", f"⌈tokens / max_length⌉; {self.rows_above_bound:,} above ({waste:.3%})"),
+            (
+                "lower bound",
+                f"{self.lower_bound:,}",
+                f"⌈tokens / max_length⌉; {self.rows_above_bound:,} above ({waste:.3%})",
+            ),
             ("fill", f"{self.fill:.2%}", f"{self.tokens:,} tokens"),
             ("supervised", f"{self.supervised_share:.2%}", f"{self.supervised_tokens:,} tokens carry loss"),
         ]
         if 8 in self.padded:
             cost = self.padded[8]
-            lines.append(("padded, batches of 8", f"{cost / tokens:.2f}×", f"{cost:,} tokens, each batch to its longest"))
+            lines.append(
+                ("padded, batches of 8", f"{cost / tokens:.2f}×", f"{cost:,} tokens, each batch to its longest")
+            )
         cost = self.padded_to_max_length
         lines.append(("padded to max_length", f"{cost / tokens:.2f}×", f"{cost:,} tokens"))
         for kind, loss in self.lost.items():

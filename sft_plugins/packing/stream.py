@@ -1,0 +1,384 @@
+"""Packing a stream: bounded memory, the same rows every time, resumable in the middle.
+
+Invariant: the documents of the packed rows are those of the stream, each once (but for what a named policy drops or
+cuts, counted); and a stream that was stopped and resumed yields exactly the rows that it would have yielded.
+
+    read buffer_size documents → plan_packs → yield the packs → read the next …      the last buffer may be short
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.errors import PackingError
+from sft_plugins.packing.columns import Ints
+from sft_plugins.packing.plan import check_capacity, plan_packs
+from sft_plugins.packing.refusals import (
+    already_packed,
+    check_policies,
+    empty_document,
+    first_label,
+    length_mismatch,
+    missing_column,
+    padded_row,
+    too_long,
+    unknown_columns,
+    unsupervised_document,
+)
+from sft_plugins.packing.report import Loss, PackReport, expected_padding
+
+FAST_FORWARD = ("replay", "state")
+
+
+def pack_stream(
+    rows: Iterable[Mapping[str, Any]],
+    max_length: int,
+    *,
+    buffer_size: int = 10_000,
+    overflow: str = "raise",
+    unsupervised: str = "raise",
+    extra_columns: str = "raise",
+    seed: int | None = 0,
+    fast_forward: str = "replay",
+) -> PackStream:
+    """Pack the masked rows of any iterable, `buffer_size` documents at a time, each buffer as `pack_dataset` would.
+
+    Rows come as `input_ids`, `labels` (NumPy, integer type of the source) and `seq_lengths` (int32). With 10,000
+    documents per buffer the rows are a fraction of a per cent more than planning all of them together would give.
+
+    Args:
+        rows: mappings with `input_ids` and `labels` (lists, NumPy or tensors): a `datasets.IterableDataset`, a list, a
+            generator. An iterator can be packed once; anything else gives a new pass for every `iter(stream)`.
+        max_length, overflow, unsupervised, extra_columns: as for `pack_dataset`. Row numbers in errors and in the
+            report count the rows of `rows` from 0.
+        buffer_size: documents held in memory, those of one plan.
+        seed: shuffles equal lengths and the packs of each buffer, differently in every buffer and epoch (`set_epoch`).
+        fast_forward: how `load_state_dict` finds its place in `rows`. `"replay"` iterates over them from the start and
+            discards what was consumed: exact for every source that repeats itself (shuffles need a fixed seed).
+            `"state"` hands `rows.load_state_dict` the state that `rows.state_dict()` gave: quick, and as exact as the
+            source is (`datasets` refills shuffle buffers with other rows).
+
+    Raises:
+        PackingError: `bad_option`, `bad_capacity` here; while iterating, with the row, those of `pack_dataset`, and
+            `consumed`, `workers`, `bad_state`, `empty_dataset`.
+
+    Example:
+        >>> documents = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+        >>> stream = pack_stream(documents, 8)
+        >>> [row["seq_lengths"].tolist() for row in stream]
+        [[3, 2]]
+    """
+    return PackStream(
+        rows,
+        _Options(
+            max_length=check_capacity(max_length),
+            buffer_size=buffer_size,
+            overflow=overflow,
+            unsupervised=unsupervised,
+            extra_columns=extra_columns,
+            seed=seed,
+            fast_forward=fast_forward,
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    max_length: int
+    buffer_size: int
+    overflow: str
+    unsupervised: str
+    extra_columns: str
+    seed: int | None
+    fast_forward: str
+
+    def __post_init__(self) -> None:
+        check_policies(overflow=self.overflow, unsupervised=self.unsupervised, extra_columns=self.extra_columns)
+        if isinstance(self.buffer_size, bool) or not isinstance(self.buffer_size, int) or self.buffer_size < 1:
+            raise PackingError(f"buffer_size is {self.buffer_size!r}; expected an integer from 1 on", code="bad_option")
+        if self.fast_forward not in FAST_FORWARD:
+            expected = ", ".join(FAST_FORWARD)
+            raise PackingError(f"fast_forward is {self.fast_forward!r}; expected one of {expected}", code="bad_option")
+
+
+class _Document(NamedTuple):
+    row: int
+    ids: Ints
+    labels: Ints
+    others: dict[str, Any]
+
+
+@dataclass
+class _Tally:
+    """What a pass has read and yielded so far; `lengths` counts the documents yielded, per length."""
+
+    rows_in: int = 0
+    tokens_in: int = 0
+    rows: int = 0
+    supervised_tokens: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    lost: dict[str, Loss] = field(default_factory=dict)
+
+    def lose(self, kind: str, row: int, tokens: int, supervised_tokens: int) -> None:
+        loss = Loss(rows=1, tokens=tokens, supervised_tokens=supervised_tokens, first_rows=(row,))
+        self.lost[kind] = self.lost.get(kind, Loss()) + loss
+
+    def add(self, packed: dict[str, Any]) -> None:
+        self.rows += 1
+        self.supervised_tokens += int(np.count_nonzero(packed["labels"] != IGNORE_INDEX))
+        self.lengths.update(packed["seq_lengths"].tolist())
+
+    def report(self, max_length: int) -> PackReport:
+        lengths = np.array(sorted(self.lengths), np.int64)
+        counts = np.array([self.lengths[length] for length in lengths.tolist()], np.int64)
+        return PackReport(
+            max_length=max_length,
+            rows_in=self.rows_in,
+            tokens_in=self.tokens_in,
+            documents=int(counts.sum()),
+            tokens=int((lengths * counts).sum()),
+            supervised_tokens=self.supervised_tokens,
+            rows=self.rows,
+            longest=int(lengths.max(initial=0)),
+            padded=expected_padding(lengths, counts),
+            lost=dict(self.lost),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: its object keys are strings, so `lengths` travels as pairs."""
+        return asdict(self) | {"lengths": sorted(self.lengths.items())}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> _Tally:
+        lost = {kind: Loss(**loss | {"first_rows": tuple(loss["first_rows"])}) for kind, loss in data["lost"].items()}
+        return cls(**dict(data) | {"lengths": Counter(dict(map(tuple, data["lengths"]))), "lost": lost})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a pass stands: `yielded` packs into buffer number `buffer`."""
+
+    buffer: int = 0
+    yielded: int = 0
+    source: Any = None
+    """What `rows.state_dict()` gave at the start of the buffer; None when replaying."""
+    tally: dict[str, Any] = field(default_factory=lambda: _Tally().to_dict())
+    """The tally at the start of the buffer; its `rows_in` are the rows to skip when replaying."""
+
+
+class PackStream(IterableDataset[dict[str, Any]]):
+    """The packed rows of a stream; see `pack_stream`.
+
+    A torch `IterableDataset`, so that a DataLoader and `transformers.Trainer` take it as it is. In a DataLoader with
+    several workers its source must divide itself among them, as a `datasets.IterableDataset` does.
+
+    `state_dict()` says where the latest pass stands, after the row it yielded last; `load_state_dict(state)` makes the
+    next pass begin there. The state holds no documents: the buffer it lies in is read again and planned again.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], options: _Options) -> None:
+        stateful = hasattr(rows, "state_dict") and hasattr(rows, "load_state_dict")
+        if options.fast_forward == "state" and not stateful:
+            raise PackingError(
+                f"fast_forward='state' needs rows with a state; {type(rows).__name__} has none",
+                code="bad_option",
+                remedy="use fast_forward='replay'",
+            )
+        self._rows, self._options = rows, options
+        self._epoch = 0
+        self._next = self._place = _Place()
+        self._tally = _Tally()
+        self._opened = False
+        self._first_state = self._source_state()
+
+    @property
+    def report(self) -> PackReport:
+        """What the latest pass has done so far; rows waiting in the buffer count in `rows_in` and `tokens_in` only."""
+        return self._tally.report(self._options.max_length)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle the next pass anew; handed on to a source that knows epochs. A state of another epoch is dropped."""
+        if epoch != self._epoch:
+            self._next = _Place()
+        self._epoch = epoch
+        if hasattr(self._rows, "set_epoch"):
+            self._rows.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the latest pass stands, as plain data (JSON-able if the state of the source is)."""
+        return {"epoch": self._epoch, "options": asdict(self._options), "place": asdict(self._place)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass, and only that one, begin where `state` was taken.
+
+        Raises:
+            PackingError: `bad_state` if the state comes from a stream with other options.
+        """
+        own, theirs = asdict(self._options), state.get("options", {})
+        differ = [
+            f"{name}={theirs.get(name)!r} there, {own[name]!r} here" for name in own if theirs.get(name) != own[name]
+        ]
+        if differ:
+            raise PackingError(
+                f"the state is that of another stream: {'; '.join(differ)}",
+                code="bad_state",
+                remedy="resume with the options that the stream was started with",
+            )
+        self.set_epoch(state["epoch"])
+        self._next = self._place = _Place(**state["place"])
+        self._tally = _Tally.from_dict(self._place.tally)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        place, self._next = self._next, _Place()
+        tally = self._tally = _Tally.from_dict(place.tally)
+        numbered = self._open(place, tally.rows_in)
+        to_skip = place.yielded
+        while True:
+            documents = list(itertools.islice(self._admit(numbered, tally), self._options.buffer_size))
+            if not documents:
+                break
+            plan = plan_packs(
+                [len(document.ids) for document in documents], self._options.max_length, seed=self._seed(place.buffer)
+            )
+            source = self._source_state()
+            for done, pack in enumerate(plan, 1):
+                packed = _join([documents[i] for i in pack])
+                tally.add(packed)
+                if done < len(plan):
+                    place = replace(place, yielded=done)
+                else:
+                    place = _Place(buffer=place.buffer + 1, source=source, tally=tally.to_dict())
+                self._place = place
+                if done > to_skip:
+                    yield packed
+            to_skip = 0
+        # A worker's share of a stream may be empty; all of it may not.
+        if not tally.rows and get_worker_info() is None:
+            lost = "".join(f", {kind} {loss.rows:,}" for kind, loss in tally.lost.items())
+            raise PackingError(f"no document to pack: {tally.rows_in:,} rows{lost}", code="empty_dataset")
+
+    def _seed(self, buffer: int) -> list[int] | None:
+        return None if self._options.seed is None else [self._options.seed, self._epoch, buffer]
+
+    def _source_state(self) -> Any:
+        return self._rows.state_dict() if self._options.fast_forward == "state" else None  # type: ignore[attr-defined]
+
+    def _open(self, place: _Place, consumed: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The source from row `consumed` on, numbered."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1 and not isinstance(self._rows, datasets.IterableDataset):
+            raise PackingError(
+                f"{worker.num_workers} DataLoader workers would each pack all of the rows",
+                code="workers",
+                remedy="use at most one worker, or a datasets.IterableDataset, which divides itself among them",
+            )
+        if self._options.fast_forward == "state" and (place.buffer or self._opened):
+            self._rows.load_state_dict(place.source if place.buffer else self._first_state)  # type: ignore[attr-defined]
+        rows = iter(self._rows)
+        if rows is self._rows and self._opened:
+            raise PackingError(
+                "the rows are an iterator that an earlier pass has consumed",
+                code="consumed",
+                remedy="pass something that can be iterated over again: a list, a dataset, an object with __iter__",
+            )
+        self._opened = True
+        if self._options.fast_forward == "replay":
+            skipped = sum(1 for _ in itertools.islice(rows, consumed))
+            if skipped < consumed:
+                raise PackingError(
+                    f"the state lies behind {consumed:,} rows and there are {skipped:,}",
+                    code="bad_state",
+                    remedy="resume on the rows that the stream was started with",
+                )
+        return enumerate(rows, consumed)
+
+    def _admit(self, numbered: Iterator[tuple[int, Mapping[str, Any]]], tally: _Tally) -> Iterator[_Document]:
+        """Documents that the policies let through; the others are counted."""
+        capacity = self._options.max_length
+        for number, row in numbered:
+            _, ids, labels, others = _read(row, number, self._options.extra_columns)
+            supervised = int(np.count_nonzero(labels != IGNORE_INDEX))
+            tally.rows_in += 1
+            tally.tokens_in += len(ids)
+            if not supervised:
+                if self._options.unsupervised == "raise":
+                    raise unsupervised_document(number)
+                tally.lose("no_supervised_tokens", number, len(ids), 0)
+                continue
+            if len(ids) > capacity:
+                if self._options.overflow == "raise":
+                    raise too_long(len(ids), capacity, number)
+                if self._options.overflow == "drop":
+                    tally.lose("overflow", number, len(ids), supervised)
+                    continue
+                left = int(np.count_nonzero(labels[:capacity] != IGNORE_INDEX))
+                if not left:
+                    tally.lose("truncated_to_prompt", number, len(ids), supervised)
+                    continue
+                tally.lose("truncated", number, len(ids) - capacity, supervised - left)
+            yield _Document(number, ids[:capacity], labels[:capacity], others)
+
+
+def _read(row: Mapping[str, Any], number: int, extra_columns: str) -> _Document:
+    if not isinstance(row, Mapping):
+        raise PackingError(f"the row is a {type(row).__name__}; expected a mapping", code="bad_schema", row=number)
+    if "seq_lengths" in row:
+        raise already_packed().at_row(number)
+    ids, labels = _integers(row, "input_ids", number), _integers(row, "labels", number)
+    if len(ids) != len(labels):
+        raise length_mismatch(len(ids), len(labels), number)
+    if not len(ids):
+        raise empty_document(number)
+    if labels[0] != IGNORE_INDEX:
+        raise first_label(number)
+    extra = [name for name in row if name not in ("input_ids", "labels")]
+    if extra and extra_columns == "raise":
+        raise unknown_columns(extra, number)
+    if "attention_mask" in row:
+        mask = _integers(row, "attention_mask", number)
+        if len(mask) != len(ids) or not mask.all():
+            raise padded_row(number)
+    return _Document(number, ids, labels, {name: row[name] for name in extra} if extra_columns == "carry" else {})
+
+
+def _integers(row: Mapping[str, Any], name: str, number: int) -> Ints:
+    if name not in row:
+        raise missing_column(name, list(row), number)
+    try:
+        array = np.asarray(row[name])
+    except ValueError:  # lists of unequal lengths
+        array = np.asarray(None)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise PackingError(
+            f"{name!r} holds {array.dtype} of shape {array.shape}; expected a flat list of integers",
+            code="bad_schema",
+            row=number,
+        )
+    return array
+
+
+def _join(documents: list[_Document]) -> dict[str, Any]:
+    names = documents[0].others.keys()
+    for document in documents:
+        if document.others.keys() != names:
+            raise PackingError(
+                f"columns {sorted(document.others)} to carry, and {sorted(names)} in row {documents[0].row}",
+                code="bad_schema",
+                row=document.row,
+                remedy="give every row the same columns",
+            )
+    return {
+        "input_ids": np.concatenate([document.ids for document in documents]),
+        "labels": np.concatenate([document.labels for document in documents]),
+        "seq_lengths": np.array([len(document.ids) for document in documents], np.int32),
+        **{name: [document.others[name] for document in documents] for name in names},
+    }
