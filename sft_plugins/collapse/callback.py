@@ -1,0 +1,401 @@
+"""`ModeCollapseCallback`: watches how far a model's entropy and variety fall below where training started. Changes
+nothing.
+
+First law: the run is the same, bit for bit, as without the callback (weights, optimizer, log history but for added
+records). What moves in a probe is put back before anything else happens (`state.py`); logging goes around the host's
+own metrics (`host.py`); every failure after step 0 ends the probe, not the training, and every failure before it
+stops the run from starting with a watcher that cannot see.
+
+    trainer = SFTTrainer(model, train_dataset=rows, callbacks=[ModeCollapseCallback(tokenizer, prompts)])
+    trainer.train()     # collapse/diversity_retained, _lo, _hi … in the trainer's loggers;
+    <output_dir>/collapse/report.html
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft_plugins.collapse.cadence import Cadence
+from sft_plugins.collapse.figures import PREFIX
+from sft_plugins.collapse.history import config_hash, plain
+from sft_plugins.collapse.host import find_trainer, log_through
+from sft_plugins.collapse.openings import BOILERPLATE
+from sft_plugins.collapse.probe import Prober
+from sft_plugins.collapse.prompts import load_prompts
+from sft_plugins.collapse.ranks import Ranks, is_out_of_memory
+from sft_plugins.collapse.state import untouched
+from sft_plugins.collapse.verdict import DetectorConfig, Verdict
+from sft_plugins.collapse.watch import Outcome, Watch
+from sft_plugins.errors import CollapseError
+
+__all__ = ["ModeCollapseCallback"]
+
+logger = logging.getLogger(__name__)
+_ON_COLLAPSE = ("warn", "stop")
+_HALVINGS = 3
+
+
+class ModeCollapseCallback(TrainerCallback):
+    """Attach to any `transformers.Trainer`, TRL's included.
+
+    Args:
+        tokenizer: the tokenizer training uses; never changed.
+        prompts: a list, a dataset, the path of a JSONL file (`load_prompts`), or None for the built-in set.
+        eval_pairs: held-out rows, tokenised (`input_ids`, `labels`) or anything `PromptMasker` reads. They give
+            held-out loss,
+            calibration and the forks; without them forks are sought in the baseline's own answers.
+        every_steps: probe at every multiple of this; None for log-spaced steps.
+        samples_per_prompt: answers per prompt and probe (K); the baseline takes 16 at least.
+        max_new_tokens: longest answer.
+        baseline: `"auto"` (adapter off, or the model as training begins, kept on disk), the path of a baseline file,
+            or None.
+        embedder: see `embedder.py`.
+        on_collapse: `"warn"` prints; `"stop"` also ends training at a confirmed `critical`; a callable is given the
+            `Verdict` whenever its level is `warn` or `critical`.
+        output_dir: for history, baseline, report; None for `<training output_dir>/collapse`.
+        seed: of the samples.
+        budget: largest share of wall time, for example 0.03; None for no limit. Tiers 0 and 1 take a third of it at
+            most.
+        max_eval_pairs: how many of `eval_pairs` are read at each probe.
+        detector: bands and persistence.
+        boilerplate: regular expressions of refusals and empty phrases.
+        report: whether `report.html` and its pictures are written at the end.
+        clock: seconds; for tests.
+
+    Raises:
+        CollapseError: here and in `on_train_begin`, when something is set up wrong. Never later.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompts: str | Path | Iterable[Any] | None = None,
+        *,
+        eval_pairs: Any = None,
+        every_steps: int | None = None,
+        samples_per_prompt: int = 8,
+        max_new_tokens: int = 128,
+        baseline: str | Path | None = "auto",
+        embedder: Any = "auto",
+        on_collapse: Literal["warn", "stop"] | Callable[[Verdict], Any] = "warn",
+        output_dir: str | Path | None = None,
+        seed: int = 0,
+        budget: float | None = 0.03,
+        max_eval_pairs: int = 64,
+        detector: DetectorConfig | None = None,
+        boilerplate: Sequence[str] = BOILERPLATE,
+        report: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        _at_least("samples_per_prompt", samples_per_prompt, 2, "one answer per prompt has no variety to measure")
+        _at_least("max_new_tokens", max_new_tokens, 1)
+        _at_least("max_eval_pairs", max_eval_pairs, 1)
+        if every_steps is not None:
+            _at_least("every_steps", every_steps, 1)
+        if budget is not None and not 0 < budget <= 1:
+            raise CollapseError(f"budget is {budget}; expected a share in (0, 1], or None", code="bad_option")
+        if not callable(on_collapse) and on_collapse not in _ON_COLLAPSE:
+            raise CollapseError(
+                f"on_collapse is {on_collapse!r}; allowed: 'warn', 'stop', or a callable", code="bad_option"
+            )
+        if tokenizer is None or not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+            raise CollapseError(f"tokenizer is {type(tokenizer).__name__}, not a tokenizer", code="bad_option")
+        self.prompts = load_prompts(prompts)
+        self._tokenizer, self._eval_pairs, self._on_collapse = tokenizer, eval_pairs, on_collapse
+        self._baseline, self._embedder, self._output_dir = baseline, embedder, output_dir
+        self._every_steps, self._budget, self._clock, self._report = every_steps, budget, clock, report
+        self._detector = detector or DetectorConfig()
+        self._options: dict[str, Any] = {
+            "max_eval_pairs": max_eval_pairs,
+            "samples_per_prompt": samples_per_prompt,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "patterns": tuple(boilerplate),
+        }
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._watch: Watch | None = None
+        self._active = False
+        self._verdict: Verdict | None = None
+        self._cadence: Cadence
+        self._ranks: Ranks
+        self._probed: dict[int, int] = {}
+        self._told: set[str] = set()
+
+    def attach(self, trainer: Trainer) -> ModeCollapseCallback:
+        """Hand over the trainer, and join its callbacks if not among them. Only needed where it cannot be found."""
+        self._trainer = weakref.ref(trainer)
+        if not any(c is self for c in trainer.callback_handler.callbacks):
+            trainer.add_callback(self)
+        return self
+
+    @property
+    def history_path(self) -> Path | None:
+        """The run's JSONL file, once training has begun and where it can be written."""
+        return None if self._watch is None else self._watch.history.path
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict after the last probe."""
+        return self._verdict
+
+    # --- events: (args, state, control) come by position, the rest by name
+    # ----------------------------------------------
+
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        self._find()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
+    ) -> None:
+        self._find()
+        self._watch, self._active, self._verdict = None, False, None
+        self._probed, self._told, began = {}, set(), self._clock()
+        self._ranks = Ranks()
+        try:
+            values = self._set_up(model, args, state, began)
+        except CollapseError:
+            raise
+        except Exception as error:
+            raise CollapseError(
+                f"the first look at the model failed: {type(error).__name__}: {error}",
+                code="setup",
+                remedy="training has not started; remove the callback, or fix what is named here",
+            ) from error
+        self._log(control, values)
+
+    def on_log(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, *, logs: Any = None, **_: Any
+    ) -> None:
+        watch = self._watch
+        if self._active and watch and logs and not any(name.startswith(PREFIX) for name in logs):
+            with self._cadence.paying(0):
+                self._guarded("log", state, lambda: watch.trainer_logged(state.global_step, logs))
+
+    def on_step_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
+    ) -> None:
+        if not self._active:
+            return
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        # An evaluation of this very step comes next; looking after it puts its loss beside the probe's figures.
+        if not control.should_evaluate and (last or self._cadence.slot(state.global_step)):
+            self._look(state, control, model, final=last)
+
+    def on_evaluate(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
+    ) -> None:
+        if self._active and self._watch is not None and state.global_step > self._watch.start_step:
+            last = state.global_step >= state.max_steps or control.should_training_stop
+            self._look(state, control, model, final=last)
+
+    def on_train_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
+    ) -> None:
+        if not self._active or self._watch is None:
+            return
+        if state.global_step > self._watch.start_step:
+            self._look(state, control, model, final=True)
+        self._guarded("end", state, lambda: self._finish(state))
+        self._active = False
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def _set_up(self, model: Any, args: TrainingArguments, state: TrainerState, began: float) -> dict[str, float]:
+        first = self._ranks.rank == 0
+        if not self._tokenizer.chat_template:
+            self._say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
+        self._cadence = Cadence(
+            max_steps=state.max_steps,
+            every_steps=self._every_steps,
+            budget=self._budget,
+            start_step=state.global_step,
+            started=began,
+            clock=self._clock,
+        )
+        with untouched(model, self._tokenizer):
+            prober = Prober(
+                model,
+                self._tokenizer,
+                self.prompts,
+                eval_pairs=self._eval_pairs,
+                ranks=self._ranks,
+                show=first and not args.disable_tqdm,
+                **self._options,
+            )
+        prober.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        watch = Watch(
+            prober,
+            ranks=self._ranks,
+            folder=Path(self._output_dir) if self._output_dir else Path(args.output_dir or ".") / "collapse",
+            step=state.global_step,
+            detector=self._detector,
+            say=self._say,
+        )
+        values = watch.begin(model, baseline=self._baseline, embedder=self._embedder, config=self._config())
+        taken = prober.baseline
+        self._cadence.prepaid(
+            self._clock() - began, price=0.0 if taken is None else taken.seconds * prober.k / prober.k_base
+        )
+        self._watch, self._active = watch, True
+        return values
+
+    def _look(self, state: TrainerState, control: TrainerControl, model: Any, *, final: bool) -> None:
+        """Probe as far as the budget allows, once per step and tier."""
+        step, watch = state.global_step, self._watch
+        assert watch is not None
+        tier = self._ranks.from_first(lambda: self._cadence.tier(step, final=final))
+        if tier == 1 and not watch.reads:
+            tier = 0
+        self._cadence.pending = tier < 2
+        if tier <= self._probed.get(step, 0):
+            return
+        self._probed[step] = tier
+        with self._cadence.paying(tier):
+            outcome = self._guarded("probe", state, lambda: self._attempt(watch, model, state, tier))
+        if outcome is None:
+            self._cadence.pending = True
+            return
+        self._verdict = outcome.verdict
+        self._guarded("log", state, lambda: self._log(control, outcome.values))
+        self._act(outcome, state, control)
+
+    def _attempt(self, watch: Watch, model: Any, state: TrainerState, tier: int) -> Outcome:
+        """The probe, with smaller batches where memory runs out; ranks agree on that, too."""
+        for _ in range(_HALVINGS):
+            try:
+                return watch.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                watch.prober.shrink()
+            free_memory()
+        return watch.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
+
+    def _act(self, outcome: Outcome, state: TrainerState, control: TrainerControl) -> None:
+        verdict = outcome.verdict
+        if outcome.tier == 2:
+            self._say(f"collapse: step {outcome.step}: {_in_words(outcome)}")
+        for finding in (*verdict.findings, *verdict.pending):
+            if finding.level in ("warn", "critical"):
+                certain = finding in verdict.findings
+                told = f"{finding.code} {finding.level} {certain}"
+                if told not in self._told:
+                    self._told.add(told)
+                    tail = finding.suggestion if certain else "To be confirmed by the next probe."
+                    self._say(f"collapse: {finding.level.upper()} {finding.code}: {finding.evidence}. {tail}")
+        if verdict.level not in ("warn", "critical") or outcome.tier < 2:
+            return
+        if callable(self._on_collapse):
+            call = self._on_collapse
+            self._guarded("on_collapse", state, lambda: call(verdict))
+        elif self._on_collapse == "stop" and verdict.level == "critical":
+            self._say(f"collapse: training stops at step {outcome.step}, as on_collapse='stop' asks.")
+            control.should_training_stop = True
+
+    def _finish(self, state: TrainerState) -> None:
+        watch = self._watch
+        assert watch is not None
+        if self._ranks.rank:
+            return
+        path = watch.history.path
+        summary = self._cadence.summary()
+        watch.history.append(
+            "end", step=state.global_step, cost=summary, budget=self._budget, kept=state.best_model_checkpoint
+        )
+        if self._report and path is not None and watch.history.path is not None:
+            from sft_plugins.collapse.report import write_report
+
+            with self._cadence.paying(0):
+                page = write_report(path, path.parent)
+            self._say(f"collapse: report in {page}")
+        self._say(_cost_in_words(self._cadence.summary(), self._budget))
+
+    def _find(self) -> None:
+        if self._trainer is None or self._trainer() is None:
+            found = find_trainer(self)
+            self._trainer = None if found is None else weakref.ref(found)
+
+    def _log(self, control: TrainerControl, values: dict[str, float]) -> None:
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is None:
+            self._say_once(
+                "collapse: this host hides its trainer from callbacks, so figures go to the console and to "
+                "history.jsonl but not to its loggers. Call callback.attach(trainer) before trainer.train()."
+            )
+        elif values:
+            log_through(trainer, control, values)
+
+    def _guarded(self, stage: str, state: TrainerState, work: Callable[[], Any]) -> Any:
+        """`work()`, or None: after step 0 nothing that goes wrong here may end the training."""
+        try:
+            return work()
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            logger.debug("collapse: %s failed", stage, exc_info=True)
+            self._say_once(f"collapse: {stage} failed at step {state.global_step}; training goes on. {words}")
+            if self._watch is not None:
+                self._watch.history.append("problem", step=state.global_step, stage=stage, message=words)
+            return None
+
+    def _say(self, message: str) -> None:
+        if self._ranks.rank == 0:
+            tqdm.write(message)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            self._say(message)
+
+    def _config(self) -> dict[str, Any]:
+        """What decides the figures of this run."""
+        return plain(
+            {
+                **self._options,
+                "prompts": config_hash([[p.messages, p.tag] for p in self.prompts]),
+                "every_steps": self._every_steps,
+                "budget": self._budget,
+                "embedder": self._embedder if isinstance(self._embedder, (str, type(None))) else "custom",
+                "baseline": None if self._baseline is None else str(self._baseline),
+                "on_collapse": "callable" if callable(self._on_collapse) else self._on_collapse,
+            }
+        )
+
+
+def free_memory() -> None:
+    """Hand cached blocks back, so that a smaller batch finds room."""
+    if torch.accelerator.is_available() and hasattr(torch.get_device_module(), "empty_cache"):
+        torch.get_device_module().empty_cache()
+
+
+def _in_words(outcome: Outcome) -> str:
+    kept = outcome.verdict.estimates.get("diversity_retained")
+    if kept is None:
+        return outcome.verdict.level
+    interval = f"{kept.lo:.0%} to {kept.hi:.0%}"
+    return f"open answers keep {kept.value:.0%} of their diversity ({interval}): {outcome.verdict.level}"
+
+
+def _cost_in_words(cost: dict[str, float], budget: float | None) -> str:
+    limit = "no budget" if budget is None else f"budget {budget:.1%}"
+    over = budget is not None and cost["share"] > budget
+    return (
+        f"collapse: {cost['probes_tier2']:.0f} probes with answers, {cost['probes_tier1']:.0f} without; "
+        f"{cost['seconds']:.1f} s = {cost['share']:.1%} of {cost['wall_seconds']:.0f} s wall time ({limit}), "
+        f"tiers 0 and 1 {cost['share_tier01']:.2%}."
+        + (" Over budget: the run was too short for its baseline and one look at the end." if over else "")
+    )
+
+
+def _at_least(name: str, value: Any, least: int, why: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        reason = f": {why}" if why else ""
+        raise CollapseError(f"{name} is {value!r}; expected an integer of {least} or more{reason}", code="bad_option")

@@ -1,0 +1,159 @@
+"""The prompts a model is asked again and again, and how they become token ids: exactly what generation would be given.
+
+A prompt is `open` (many good answers; narrowing is judged on these) or `closed` (one right answer; low variety is right
+there, so these are the control). Prompts come from a list, a JSONL file, a dataset, or the built-in set:
+
+    "Tell me about a morning."                                      a string
+    {"prompt": "What is 2 + 2?", "tag": "closed"}                   a string with its tag
+    {"messages": [{"role": "user", "content": "…"}], "tag": "open"} a conversation that ends before the answer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sft_plugins.errors import CollapseError
+
+__all__ = ["TAGS", "Prompt", "encode_prompts", "load_prompts"]
+
+TAGS = ("open", "closed")
+_KEYS = frozenset({"prompt", "messages", "tag"})
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question. `messages` is what the chat template renders; `text` is what people read."""
+
+    id: int
+    messages: tuple[dict[str, Any], ...]
+    tag: str
+
+    @property
+    def text(self) -> str:
+        return "\n".join(str(m["content"]) for m in self.messages)
+
+
+def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prompt, ...]:
+    """Prompts with ids 0, 1, … in the order given.
+
+    Args:
+        source: a list or a `datasets.Dataset` of the forms above, the path of a JSONL file of them, or None /
+            "builtin".
+
+    Raises:
+        CollapseError: `no_prompts`, `bad_prompt` (with its row), `duplicate_prompt`, `prompt_file`.
+    """
+    if source is None or source == "builtin":
+        source = _parse(resources.files(__package__).joinpath("prompts.jsonl").read_text(encoding="utf-8"))
+    elif isinstance(source, (str, Path)):
+        try:
+            source = _parse(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CollapseError(
+                f"cannot read prompts from {str(source)!r}: {error}",
+                code="prompt_file",
+                remedy="pass the path of a JSONL file, a list of prompts, or None for the built-in set",
+            ) from error
+    prompts = tuple(_prompt(i, row) for i, row in enumerate(source))
+    if not prompts:
+        raise CollapseError(
+            "there are no prompts to sample from", code="no_prompts", remedy="pass some, or None for the built-in set"
+        )
+    first_seen: dict[str, int] = {}
+    for prompt in prompts:
+        key = json.dumps(prompt.messages, sort_keys=True)
+        if key in first_seen:
+            # Its answers would count as answers to different prompts that are alike: a false sign of homogeneity.
+            raise CollapseError(
+                f"prompt {prompt.id} is the same as prompt {first_seen[key]}: {prompt.text[:80]!r}",
+                code="duplicate_prompt",
+                row=prompt.id,
+                remedy="remove one; variety within a prompt is measured by samples_per_prompt",
+            )
+        first_seen[key] = prompt.id
+    return prompts
+
+
+def _parse(text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.splitlines()):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise CollapseError(f"line {number + 1} is not JSON: {error}", code="bad_prompt", row=number) from error
+    return rows
+
+
+def _prompt(index: int, row: Any) -> Prompt:
+    if isinstance(row, str):
+        row = {"prompt": row}
+    if not isinstance(row, dict) or not set(row) <= _KEYS or ("prompt" in row) == ("messages" in row):
+        got = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise CollapseError(
+            f"a prompt is a string, or a dict with either 'prompt' or 'messages' and an optional 'tag'; got {got}",
+            code="bad_prompt",
+            row=index,
+        )
+    tag = row.get("tag") or "open"
+    if tag not in TAGS:
+        raise CollapseError(f"tag is {tag!r}; allowed: {', '.join(TAGS)}", code="bad_prompt", row=index)
+    messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
+    usable = isinstance(messages, Sequence) and all(
+        isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages
+    )
+    if not usable or not messages or not any(m["content"].strip() for m in messages):
+        raise CollapseError("the prompt is empty or not a list of messages with text", code="bad_prompt", row=index)
+    if messages[-1]["role"] == "assistant":
+        raise CollapseError(
+            "the conversation ends with an answer", code="bad_prompt", row=index, remedy="end it with the question"
+        )
+    return Prompt(index, tuple(dict(m) for m in messages), tag)
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: Any, *, max_new_tokens: int, context: int | None
+) -> list[list[int]]:
+    """Token ids of each prompt, with the generation prompt and BOS at most once (C5).
+
+    With a chat template: the rendered text tokenised without special tokens, since the template writes its own.
+    Without: the plain text with the special tokens that `tokenizer(text)` adds.
+
+    Args:
+        context: the model's longest sequence, prompt and answer together; None where it has no limit.
+
+    Raises:
+        CollapseError: `prompt_too_long`, `bad_prompt` (the template refuses the conversation).
+    """
+    encoded = []
+    for prompt in prompts:
+        if tokenizer.chat_template:
+            try:
+                text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+            except Exception as error:
+                raise CollapseError(
+                    f"the chat template refuses this prompt: {error}", code="bad_prompt", row=prompt.id
+                ) from error
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(prompt.text)["input_ids"]
+            # Some tokenizers close every text with EOS; a prompt that ends so asks for nothing.
+            if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+                ids = ids[:-1]
+        bos = tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        if context is not None and len(ids) + max_new_tokens > context:
+            raise CollapseError(
+                f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones they exceed the model's {context}",
+                code="prompt_too_long",
+                row=prompt.id,
+                remedy="shorten the prompt or lower max_new_tokens",
+            )
+        encoded.append(list(ids))
+    return encoded
