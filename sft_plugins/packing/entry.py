@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from sft_plugins.packing.boundaries import Boundaries, take_boundaries
+from sft_plugins.packing.target import refuse_context_parallel
 
 _MARK = "_sft_plugins_isolation"
 
@@ -115,6 +116,7 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     boundaries = take_boundaries(arguments, rows=inputs.shape[0], tokens=inputs.shape[1])
     if boundaries is None:
         return entry.inner(*args, **kwargs)
+    refuse_context_parallel()
 
     if entry.backend.keep_keys:
         arguments |= _accepted(signature, _keys_of(boundaries, inputs.device))

@@ -98,13 +98,14 @@ class IsolationReport:
 def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     """Make packed rows exact for `model`, and prove it.
 
-    After this, in every forward with document boundaries (`cu_seq_lens_q/k`, `seq_idx` or restarting `position_ids`) the
-    logits, loss and gradients of each document are those of the document run alone. Every other forward is the model's own.
-    Batches may come from this library, TRL's `packing=True`, transformers' flattening collator or Axolotl's multipack.
+    After this, in every forward with document boundaries (`cu_seq_lens_q/k`, `seq_idx` or restarting `position_ids`)
+    the logits, loss and gradients of each document are those of the document run alone. Every other forward is the
+    model's own. Batches may come from this library, TRL's `packing=True`, transformers' flattening collator or
+    Axolotl's multipack.
 
     Args:
-        model: a causal LM, bare or inside PEFT, DDP or `torch.compile`. Isolating twice is isolating once; another backend
-            takes the place of the first.
+        model: a causal LM, bare or inside PEFT, DDP or `torch.compile`. Isolating twice is isolating once; another
+            backend takes the place of the first.
         backend: `auto` takes the first that passes the probe of `native` (where the model's own kernels may do it),
             `varlen`, `unpack`.
 

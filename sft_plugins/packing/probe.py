@@ -31,7 +31,7 @@ from sft_plugins.packing.boundaries import Boundaries
 from sft_plugins.packing.target import lowest_precision
 
 _LONGEST_WINDOW = 64
-"""Windows and chunks up to this size are crossed by a document of the probe; longer ones cost too much on large models."""
+"""Windows and chunks up to this size are crossed by a document of the probe; longer ones would cost too much."""
 
 
 @dataclass(frozen=True)
