@@ -44,8 +44,8 @@ __all__ = [
     "token_statistics_from_logits",
 ]
 
-# One [chunk, V] float32 buffer of 2**25 elements is 128 MiB; softmax, entropy terms and a KL hold up to four at once.
-_CHUNK_ELEMENTS = 2**25
+# One [chunk, V] float32 buffer of 2**24 elements is 64 MiB; softmax, entropy terms and a KL hold up to six at once.
+_CHUNK_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def token_statistics_from_logits(
         logits: `[N, V]`, any float type; row i predicts `targets[i]`.
         targets: `[N]` token ids.
         base_logits: `[N, V]` of the baseline on the same tokens.
-        chunk: tokens per softmax; by default as many as fill 128 MiB of float32.
+        chunk: tokens per softmax; by default as many as fill 64 MiB of float32.
     """
     _check(logits, targets)
     if base_logits is not None and base_logits.shape != logits.shape:
@@ -158,7 +158,7 @@ def token_statistics(
         targets: `[N]` token ids.
         base_hidden: `[N, D]` of the baseline on the same tokens, for KL(now ‖ base).
         base_head: the baseline's head; by default `head`.
-        chunk: tokens per call of `head`; by default as many as fill 128 MiB of float32.
+        chunk: tokens per call of `head`; by default as many as fill 64 MiB of float32.
     """
     _check(hidden, targets)
     if base_hidden is not None and len(base_hidden) != len(hidden):
