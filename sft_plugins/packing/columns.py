@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.plan import compiled
+from sft_plugins.packing.compiled import compiled
 
 Ints = npt.NDArray[Any]
 

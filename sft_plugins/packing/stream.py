@@ -9,32 +9,19 @@ cuts, counted); and a stream that was stopped and resumed yields exactly the row
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
-import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.columns import Ints
+from sft_plugins.packing.documents import admit, join
 from sft_plugins.packing.plan import check_capacity, plan_packs
-from sft_plugins.packing.refusals import (
-    already_packed,
-    check_policies,
-    empty_document,
-    first_label,
-    length_mismatch,
-    missing_column,
-    padded_row,
-    too_long,
-    unknown_columns,
-    unsupervised_document,
-)
-from sft_plugins.packing.report import Loss, PackReport, expected_padding
+from sft_plugins.packing.refusals import check_policies
+from sft_plugins.packing.report import PackReport
+from sft_plugins.packing.tally import Tally
 
 FAST_FORWARD = ("replay", "state")
 
@@ -110,59 +97,6 @@ class _Options:
             raise PackingError(f"fast_forward is {self.fast_forward!r}; expected one of {expected}", code="bad_option")
 
 
-class _Document(NamedTuple):
-    row: int
-    ids: Ints
-    labels: Ints
-    others: dict[str, Any]
-
-
-@dataclass
-class _Tally:
-    """What a pass has read and yielded so far; `lengths` counts the documents yielded, per length."""
-
-    rows_in: int = 0
-    tokens_in: int = 0
-    rows: int = 0
-    supervised_tokens: int = 0
-    lengths: Counter[int] = field(default_factory=Counter)
-    lost: dict[str, Loss] = field(default_factory=dict)
-
-    def lose(self, kind: str, row: int, tokens: int, supervised_tokens: int) -> None:
-        loss = Loss(rows=1, tokens=tokens, supervised_tokens=supervised_tokens, first_rows=(row,))
-        self.lost[kind] = self.lost.get(kind, Loss()) + loss
-
-    def add(self, packed: dict[str, Any]) -> None:
-        self.rows += 1
-        self.supervised_tokens += int(np.count_nonzero(packed["labels"] != IGNORE_INDEX))
-        self.lengths.update(packed["seq_lengths"].tolist())
-
-    def report(self, max_length: int) -> PackReport:
-        lengths = np.array(sorted(self.lengths), np.int64)
-        counts = np.array([self.lengths[length] for length in lengths.tolist()], np.int64)
-        return PackReport(
-            max_length=max_length,
-            rows_in=self.rows_in,
-            tokens_in=self.tokens_in,
-            documents=int(counts.sum()),
-            tokens=int((lengths * counts).sum()),
-            supervised_tokens=self.supervised_tokens,
-            rows=self.rows,
-            longest=int(lengths.max(initial=0)),
-            padded=expected_padding(lengths, counts),
-            lost=dict(self.lost),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: its object keys are strings, so `lengths` travels as pairs."""
-        return asdict(self) | {"lengths": sorted(self.lengths.items())}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> _Tally:
-        lost = {kind: Loss(**loss | {"first_rows": tuple(loss["first_rows"])}) for kind, loss in data["lost"].items()}
-        return cls(**dict(data) | {"lengths": Counter(dict(map(tuple, data["lengths"]))), "lost": lost})
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Place:
     """Where a pass stands: `yielded` packs into buffer number `buffer`."""
@@ -171,7 +105,7 @@ class _Place:
     yielded: int = 0
     source: Any = None
     """What `rows.state_dict()` gave at the start of the buffer; None when replaying."""
-    tally: dict[str, Any] = field(default_factory=lambda: _Tally().to_dict())
+    tally: dict[str, Any] = field(default_factory=lambda: Tally().to_dict())
     """The tally at the start of the buffer; its `rows_in` are the rows to skip when replaying."""
 
 
@@ -196,7 +130,7 @@ class PackStream(IterableDataset[dict[str, Any]]):
         self._rows, self._options = rows, options
         self._epoch = 0
         self._next = self._place = _Place()
-        self._tally = _Tally()
+        self._tally = Tally()
         self._opened = False
         self._first_state = self._source_state()
 
@@ -235,23 +169,31 @@ class PackStream(IterableDataset[dict[str, Any]]):
             )
         self.set_epoch(state["epoch"])
         self._next = self._place = _Place(**state["place"])
-        self._tally = _Tally.from_dict(self._place.tally)
+        self._tally = Tally.from_dict(self._place.tally)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        options = self._options
         place, self._next = self._next, _Place()
-        tally = self._tally = _Tally.from_dict(place.tally)
+        tally = self._tally = Tally.from_dict(place.tally)
         numbered = self._open(place, tally.rows_in)
         to_skip = place.yielded
         while True:
-            documents = list(itertools.islice(self._admit(numbered, tally), self._options.buffer_size))
+            admitted = admit(
+                numbered,
+                tally,
+                capacity=options.max_length,
+                overflow=options.overflow,
+                unsupervised=options.unsupervised,
+                extra_columns=options.extra_columns,
+            )
+            documents = list(itertools.islice(admitted, options.buffer_size))
             if not documents:
                 break
-            plan = plan_packs(
-                [len(document.ids) for document in documents], self._options.max_length, seed=self._seed(place.buffer)
-            )
+            lengths = [len(document.ids) for document in documents]
+            plan = plan_packs(lengths, options.max_length, seed=self._seed(place.buffer))
             source = self._source_state()
             for done, pack in enumerate(plan, 1):
-                packed = _join([documents[i] for i in pack])
+                packed = join([documents[i] for i in pack])
                 tally.add(packed)
                 if done < len(plan):
                     place = replace(place, yielded=done)
@@ -300,85 +242,3 @@ class PackStream(IterableDataset[dict[str, Any]]):
                     remedy="resume on the rows that the stream was started with",
                 )
         return enumerate(rows, consumed)
-
-    def _admit(self, numbered: Iterator[tuple[int, Mapping[str, Any]]], tally: _Tally) -> Iterator[_Document]:
-        """Documents that the policies let through; the others are counted."""
-        capacity = self._options.max_length
-        for number, row in numbered:
-            _, ids, labels, others = _read(row, number, self._options.extra_columns)
-            supervised = int(np.count_nonzero(labels != IGNORE_INDEX))
-            tally.rows_in += 1
-            tally.tokens_in += len(ids)
-            if not supervised:
-                if self._options.unsupervised == "raise":
-                    raise unsupervised_document(number)
-                tally.lose("no_supervised_tokens", number, len(ids), 0)
-                continue
-            if len(ids) > capacity:
-                if self._options.overflow == "raise":
-                    raise too_long(len(ids), capacity, number)
-                if self._options.overflow == "drop":
-                    tally.lose("overflow", number, len(ids), supervised)
-                    continue
-                left = int(np.count_nonzero(labels[:capacity] != IGNORE_INDEX))
-                if not left:
-                    tally.lose("truncated_to_prompt", number, len(ids), supervised)
-                    continue
-                tally.lose("truncated", number, len(ids) - capacity, supervised - left)
-            yield _Document(number, ids[:capacity], labels[:capacity], others)
-
-
-def _read(row: Mapping[str, Any], number: int, extra_columns: str) -> _Document:
-    if not isinstance(row, Mapping):
-        raise PackingError(f"the row is a {type(row).__name__}; expected a mapping", code="bad_schema", row=number)
-    if "seq_lengths" in row:
-        raise already_packed().at_row(number)
-    ids, labels = _integers(row, "input_ids", number), _integers(row, "labels", number)
-    if len(ids) != len(labels):
-        raise length_mismatch(len(ids), len(labels), number)
-    if not len(ids):
-        raise empty_document(number)
-    if labels[0] != IGNORE_INDEX:
-        raise first_label(number)
-    extra = [name for name in row if name not in ("input_ids", "labels")]
-    if extra and extra_columns == "raise":
-        raise unknown_columns(extra, number)
-    if "attention_mask" in row:
-        mask = _integers(row, "attention_mask", number)
-        if len(mask) != len(ids) or not mask.all():
-            raise padded_row(number)
-    return _Document(number, ids, labels, {name: row[name] for name in extra} if extra_columns == "carry" else {})
-
-
-def _integers(row: Mapping[str, Any], name: str, number: int) -> Ints:
-    if name not in row:
-        raise missing_column(name, list(row), number)
-    try:
-        array = np.asarray(row[name])
-    except ValueError:  # lists of unequal lengths
-        array = np.asarray(None)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise PackingError(
-            f"{name!r} holds {array.dtype} of shape {array.shape}; expected a flat list of integers",
-            code="bad_schema",
-            row=number,
-        )
-    return array
-
-
-def _join(documents: list[_Document]) -> dict[str, Any]:
-    names = documents[0].others.keys()
-    for document in documents:
-        if document.others.keys() != names:
-            raise PackingError(
-                f"columns {sorted(document.others)} to carry, and {sorted(names)} in row {documents[0].row}",
-                code="bad_schema",
-                row=document.row,
-                remedy="give every row the same columns",
-            )
-    return {
-        "input_ids": np.concatenate([document.ids for document in documents]),
-        "labels": np.concatenate([document.labels for document in documents]),
-        "seq_lengths": np.array([len(document.ids) for document in documents], np.int32),
-        **{name: [document.others[name] for document in documents] for name in names},
-    }
