@@ -1,1 +1,17 @@
 """Loss on exactly the response tokens."""
+
+from sft_plugins.masking.audit import check_masks
+from sft_plugins.masking.collator import StrictPromptMaskingCollator
+from sft_plugins.masking.dataset import Masked, mask_dataset
+from sft_plugins.masking.encode import MaskedExample, PromptMasker
+from sft_plugins.masking.report import MaskReport
+
+__all__ = [
+    "MaskReport",
+    "Masked",
+    "MaskedExample",
+    "PromptMasker",
+    "StrictPromptMaskingCollator",
+    "check_masks",
+    "mask_dataset",
+]

@@ -1,0 +1,108 @@
+"""`check_masks`: an audit of rows that somebody else tokenised and labelled.
+
+It finds what can be seen in ids and labels: structure, stop tokens, assistant turns left out, headers of the template inside
+supervised runs. It cannot see text that was lost before tokenisation; for that, mask the raw rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.errors import MaskingError
+from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
+from sft_plugins.masking.render import ChatRenderer
+from sft_plugins.masking.report import PREFIX_ROWS, MaskReport, repeated_prefixes
+from sft_plugins.masking.stops import find_stop_tokens
+from sft_plugins.masking.text import TextTokenizer
+from sft_plugins.masking.tokenized import label_arrays
+from sft_plugins.masking.turnheads import assistant_header, unsupervised_turns
+
+
+def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) -> MaskReport:
+    """Audit rows with `input_ids` and `labels`, `completion_mask` or `assistant_masks`. Nothing is raised for a bad row.
+
+    Returns:
+        A `MaskReport` whose `failures` count, by code, the rows that break an invariant of strict masking:
+        `length_mismatch`, `id_out_of_range`, `label_mismatch`, `no_supervised_tokens`, `first_label`, `double_bos`,
+        `missing_stop` (a supervised run ends elsewhere than on a stop token), `prompt_supervised` (another turn's header
+        carries loss), `unsupervised_turn` (an answer of a row whose other answers are trained carries none), `bad_schema`.
+
+    Raises:
+        MaskingError: `empty_dataset`, or `bad_schema` where the tokenizer is none.
+    """
+    text = TextTokenizer(tokenizer)
+    renderer = ChatRenderer(tokenizer)
+    stops, _ = find_stop_tokens(text, renderer, None)
+    header = assistant_header(text, renderer)
+    rules = RowRules(vocabulary_size=text.size, bos_token_id=tokenizer.bos_token_id)
+    names = {i: text.decode([i]) for i in stops}
+    report = MaskReport()
+    prompts: list[np.ndarray] = []
+    for row, example in enumerate(dataset):
+        report.rows_in += 1
+        try:
+            ids, labels = label_arrays(example) if "input_ids" in example else _refuse(example)
+        except MaskingError as error:
+            report.add_failure(error.code, row, error.message)
+            continue
+        violation = find_violation(ids, labels, rules)
+        if violation is not None:
+            report.add_failure(violation.code, row, violation.message)
+            if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
+                continue
+        for code, message in _turn_faults(ids, labels, stops, header, text):
+            report.add_failure(code, row, message)
+        report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
+        if len(prompts) < PREFIX_ROWS:
+            supervised = labels != IGNORE_INDEX
+            prompts.append(ids[: int(np.argmax(supervised)) if supervised.any() else len(ids)])
+    if not report.rows_in:
+        raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
+    report.role_tokens = {
+        "trained": report.supervised_tokens,
+        "untrained": report.tokens - report.supervised_tokens,
+    }
+    report.repeated_prefixes = repeated_prefixes(prompts)
+    if not header:
+        report.notes.append("the tokenizer has no chat template that marks assistant turns: turns were not checked")
+    return report
+
+
+def _turn_faults(
+    ids: np.ndarray, labels: np.ndarray, stops: frozenset[int], header: list[int], text: TextTokenizer
+) -> list[tuple[str, str]]:
+    """`(code, message)` of each fault that concerns turns; empty for rows without a supervised token."""
+    faults = []
+    runs = supervised_runs(labels)
+    if not len(runs):
+        return []
+    if stops:
+        for start, end in runs[~np.isin(ids[runs[:, 1] - 1], list(stops))][:1]:
+            tail = text.decode(ids[max(start, end - 4) : end].tolist())
+            faults.append(("missing_stop", f"the supervised tokens [{start}, {end}) end with {tail!r}, no stop token."))
+    if header:
+        opening = next(token for token in header if token in text.special_ids)
+        inside = np.flatnonzero((labels == opening) & (labels != IGNORE_INDEX))
+        if inside.size and opening not in stops:
+            faults.append(
+                ("prompt_supervised", f"the header token {text.decode([opening])!r} at {int(inside[0])} carries loss.")
+            )
+        missed = unsupervised_turns(ids, labels, header)
+        if missed.size:
+            faults.append(
+                ("unsupervised_turn", f"{missed.size} answers carry no loss, the first at token {int(missed[0])}.")
+            )
+    return faults
+
+
+def _refuse(example: Mapping[str, Any]) -> Any:
+    raise MaskingError(
+        f"no `input_ids`; found columns {', '.join(map(repr, example)) or 'none'}.",
+        code="bad_schema",
+        remedy="check_masks audits rows already tokenised; mask raw rows with mask_dataset.",
+    )

@@ -1,0 +1,228 @@
+"""`mask_dataset`: a data set of rows → a data set of `input_ids` and `labels`, with a report of what became of each.
+
+datasets.Dataset      map over Arrow batches, in `num_proc` processes, cached on disk under a fingerprint of the data,
+                      the tokenizer, the template and the options; the report is read off the result, so that a cached
+                      result brings the same one
+IterableDataset       the same per batch as rows are drawn; the report grows with them
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
+
+from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.errors import MaskingError
+from sft_plugins.masking.encode import MaskedExample, Outcome, PromptMasker
+from sft_plugins.masking.examples import ROLES
+from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
+
+_BATCH = 256
+ORIGINS = ("trained", *ROLES, "template", "untrained")
+FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+# One record per row out, and one without ids per row of data that failed; they leave with the report.
+_RECORD = Features(
+    {
+        **FEATURES,
+        "source": Value("int64"),
+        "code": Value("string"),
+        "message": Value("string"),
+        "roles": List(Value("int32")),
+        "repeated_tokens": Value("int32"),
+        "lost_tokens": Value("int32"),
+        "lost_supervised": Value("int32"),
+    }
+)
+
+
+class Masked(NamedTuple):
+    """What `mask_dataset` returns."""
+
+    dataset: Dataset | IterableDataset
+    report: MaskReport
+
+
+def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, num_proc: int | None = None) -> Masked:
+    """Mask every row of `dataset`: the naive `[row for example in dataset for row in masker.encode(example)]`, counted.
+
+    Args:
+        dataset: rows in any form that `PromptMasker` takes.
+        masker: says what is masked and what becomes of rows that cannot be.
+        num_proc: processes; for a `Dataset` only.
+
+    Returns:
+        `Masked(dataset, report)`; the data set has the columns `input_ids` and `labels` (int32 lists) and nothing else.
+        Of an `IterableDataset` the report fills as rows are drawn in this process.
+
+    Raises:
+        MaskingError: for the first row that fails under `errors="raise"`, with its number; `empty_dataset`, `bad_schema`.
+    """
+    if isinstance(dataset, (DatasetDict, dict)):
+        names = ", ".join(map(repr, dataset))
+        raise MaskingError(
+            f"got several splits ({names}).",
+            code="bad_schema",
+            remedy="Mask one at a time: mask_dataset(data['train'], …).",
+        )
+    if isinstance(dataset, IterableDataset):
+        if num_proc is not None:
+            raise MaskingError(
+                f"num_proc={num_proc} with an IterableDataset.",
+                code="bad_option",
+                remedy="Leave it out; a DataLoader's workers draw from a stream side by side.",
+            )
+        return _mask_stream(dataset, masker)
+    if not isinstance(dataset, Dataset):
+        raise MaskingError(
+            f"expected a datasets.Dataset or IterableDataset, got {type(dataset).__name__}.",
+            code="bad_schema",
+            remedy="Dataset.from_list([...]) makes one of a list of rows.",
+        )
+    if len(dataset) == 0:
+        raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
+    fingerprint = hashlib.sha256(f"{dataset._fingerprint} {masker.fingerprint()}".encode()).hexdigest()[:32]
+    records = dataset.with_format("arrow").map(
+        _EncodeTable(masker),
+        with_indices=True,
+        batched=True,
+        batch_size=_BATCH,
+        remove_columns=dataset.column_names,
+        features=_RECORD,
+        num_proc=num_proc,
+        new_fingerprint=fingerprint,
+        desc="Masking",
+    )
+    report = _read_report(records.with_format("arrow"), masker, rows_in=len(dataset))
+    masked = records.select_columns(["input_ids", "labels"]).with_format(None)
+    if report.failures:
+        kept = np.flatnonzero(pa.compute.is_null(records.data["code"]).to_numpy())
+        masked = masked.select(kept).flatten_indices() if len(kept) else masked.select([])
+    return Masked(masked, report)
+
+
+class _EncodeTable:
+    """Arrow table of rows, their numbers → Arrow table of records. A class, so that it travels to other processes."""
+
+    def __init__(self, masker: PromptMasker) -> None:
+        self.masker = masker
+
+    def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
+        return _records(self.masker.encode_batch(table.to_pylist()), indices, self.masker)
+
+
+def _records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker) -> pa.Table:
+    """Outcomes as a table of `_RECORD`s; raises the first error that the masker's options do not let drop."""
+    rows: list[MaskedExample] = []
+    sources: list[int] = []
+    failures: list[tuple[int, MaskingError]] = []
+    for index, outcome in zip(indices, outcomes, strict=True):
+        rows += outcome.rows
+        sources += [index] * len(outcome.rows)
+        for error in outcome.errors:
+            if not masker.options.drops(error.code):
+                raise error.at_row(index)
+            failures.append((index, error))
+    none, blank = [None] * len(rows), [0] * len(failures)
+    lengths = [*(len(row.input_ids) for row in rows), *blank]
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int32))
+
+    def tokens(name: str) -> pa.ListArray:
+        flat = list(chain.from_iterable(getattr(row, name) for row in rows))
+        return pa.ListArray.from_arrays(offsets, pa.array(np.array(flat, np.int32)))
+
+    return pa.table(
+        {
+            "input_ids": tokens("input_ids"),
+            "labels": tokens("labels"),
+            "source": pa.array([*sources, *(index for index, _ in failures)], pa.int64()),
+            "code": pa.array([*none, *(error.code for _, error in failures)], pa.string()),
+            "message": pa.array([*none, *(error.message for _, error in failures)], pa.string()),
+            "roles": pa.array(
+                [*([row.role_tokens.get(name, 0) for name in ORIGINS] for row in rows), *([[]] * len(failures))],
+                pa.list_(pa.int32()),
+            ),
+            **{
+                name: pa.array([*(getattr(row, name) for row in rows), *blank], pa.int32())
+                for name in ("repeated_tokens", "lost_tokens", "lost_supervised")
+            },
+        }
+    )
+
+
+def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:
+    """Count a table of records; returns the rows among them that are to be trained on."""
+    code = records["code"]
+    failed = records.filter(pa.compute.is_valid(code)).select(["source", "code", "message"]).to_pylist()
+    for failure in failed:
+        report.add_failure(failure["code"], failure["source"], failure["message"])
+    rows = records.filter(pa.compute.is_null(code))
+    sources = rows["source"].to_numpy()
+    ids, offsets = _flat(rows["input_ids"])
+    labels, _ = _flat(rows["labels"])
+    report.add_rows(sources, ids, labels, offsets, masker.token_names(np.unique(ids[labels != IGNORE_INDEX])))
+    per_source = np.unique(sources, return_counts=True)[1]
+    report.split_rows += int((per_source > 1).sum())
+    report.dropped_rows += len({failure["source"] for failure in failed} - set(sources.tolist()))
+    for name in ("repeated_tokens", "lost_tokens"):
+        setattr(report, name, getattr(report, name) + int(rows[name].to_numpy().sum()))
+    report.lost_supervised_tokens += int(rows["lost_supervised"].to_numpy().sum())
+    report.cut_rows += int((rows["lost_tokens"].to_numpy() > 0).sum())
+    if len(sources):
+        totals = _flat(rows["roles"])[0].reshape(len(sources), len(ORIGINS)).sum(axis=0)
+        for name, count in zip(ORIGINS, totals, strict=True):
+            if count:
+                report.role_tokens[name] = report.role_tokens.get(name, 0) + int(count)
+    return rows.select(["input_ids", "labels"])
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a list column and int64 offsets into them, without a Python object per token."""
+    lengths = pa.compute.list_value_length(column).to_numpy().astype(np.int64)
+    return pa.compute.list_flatten(column).to_numpy(), np.concatenate(([0], np.cumsum(lengths)))
+
+
+def _read_report(records: Dataset, masker: PromptMasker, *, rows_in: int) -> MaskReport:
+    report = MaskReport(rows_in=rows_in)
+    prompts: list[np.ndarray] = []
+    for start in range(0, len(records), 4096):
+        rows = _absorb(report, records[start : start + 4096], masker)
+        if len(prompts) < PREFIX_ROWS:
+            prompts += _prompts(rows.slice(0, PREFIX_ROWS - len(prompts)))
+    report.repeated_prefixes = repeated_prefixes(prompts)
+    return report
+
+
+def _prompts(rows: pa.Table) -> list[np.ndarray]:
+    """The ids before the first supervised one of each row, as far as the report looks at them."""
+    ids, offsets = _flat(rows["input_ids"])
+    labels, _ = _flat(rows["labels"])
+    prompts = []
+    for start, end in pairwise(offsets):
+        head = labels[start : min(end, start + PREFIX_TOKENS)] != IGNORE_INDEX
+        width = int(np.argmax(head)) if head.any() else len(head)
+        prompts.append(ids[start : start + width])
+    return prompts
+
+
+def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
+    report = MaskReport(notes=["counts cover the rows drawn so far, in this process"])
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if not columns:
+        raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
+
+    def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        report.rows_in += len(examples)
+        records = _records(masker.encode_batch(examples), indices, masker)
+        return _absorb(report, records, masker).to_pydict()
+
+    masked = dataset.map(
+        encode, with_indices=True, batched=True, batch_size=_BATCH, remove_columns=columns, features=FEATURES
+    )
+    return Masked(masked, report)

@@ -1,0 +1,197 @@
+"""`MaskReport`: what masking did to a data set, as data first (dataclass → dict → JSON) and as a table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sft_plugins._constants import IGNORE_INDEX
+
+FIRST_ROWS = 5
+PREFIX_TOKENS = 512
+PREFIX_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Failures:
+    """How often one code occurred, the first rows it occurred in, and the first message."""
+
+    count: int
+    first_rows: list[int]
+    example: str
+
+
+@dataclass(frozen=True)
+class RepeatedPrefixes:
+    """How much prompt is the same text over and over: the dilution that masking removes.
+
+    `tokens` of the `prompt_tokens` looked at (the first `PREFIX_TOKENS` of each prompt in the first `PREFIX_ROWS` rows)
+    repeat the beginning of another row's prompt. Unmasked, each of them would be trained on again.
+    """
+
+    tokens: int
+    prompt_tokens: int
+    rows: int
+
+
+@dataclass
+class MaskReport:
+    """Counts over a data set; for a stream it grows as rows are drawn.
+
+    Attributes:
+        rows_in, rows_out: rows of data, rows to train on.
+        split_rows: rows of data that became more than one row, at a price of `repeated_tokens` prompt tokens.
+        dropped_rows: rows of data of which nothing is left; `failures` says why, by code.
+        tokens, supervised_tokens: over the rows out.
+        lost_tokens, lost_supervised_tokens: cut off by the overflow policy in `cut_rows` rows.
+        role_tokens: tokens by origin; `trained` are the supervised ones.
+        stop_tokens: how often each id ended a supervised run.
+        longest: `(row, tokens)` of the longest rows out.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    split_rows: int = 0
+    repeated_tokens: int = 0
+    dropped_rows: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    supervised_runs: int = 0
+    cut_rows: int = 0
+    lost_tokens: int = 0
+    lost_supervised_tokens: int = 0
+    role_tokens: dict[str, int] = field(default_factory=dict)
+    stop_tokens: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, Failures] = field(default_factory=dict)
+    longest: list[tuple[int, int]] = field(default_factory=list)
+    repeated_prefixes: RepeatedPrefixes | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def supervised_share(self) -> float:
+        """Supervised tokens / tokens; 0 for no tokens."""
+        return self.supervised_tokens / self.tokens if self.tokens else 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether no row failed."""
+        return not self.failures
+
+    def add_failure(self, code: str, row: int, message: str, *, count: int = 1) -> None:
+        seen = self.failures.get(code, Failures(0, [], message))
+        first = [*seen.first_rows, row] if len(seen.first_rows) < FIRST_ROWS else seen.first_rows
+        self.failures[code] = Failures(seen.count + count, first, seen.example)
+
+    def add_rows(
+        self, sources: np.ndarray, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray, names: dict[int, str]
+    ) -> None:
+        """Count rows out: row i is `ids[offsets[i] : offsets[i + 1]]`, none of them empty, made from row `sources[i]`.
+
+        `names` gives the text of stop tokens.
+        """
+        if not len(sources):
+            return
+        supervised = labels != IGNORE_INDEX
+        last = np.zeros(len(ids), bool)
+        last[offsets[1:] - 1] = True
+        ends = np.flatnonzero(supervised & (last | ~np.append(supervised[1:], False)))
+        lengths = np.diff(offsets)
+        self.rows_out += len(sources)
+        self.tokens += len(ids)
+        self.supervised_tokens += int(supervised.sum())
+        self.supervised_runs += len(ends)
+        for token, count in zip(*np.unique(ids[ends], return_counts=True), strict=True):
+            name = names.get(int(token), f"id {token}")
+            self.stop_tokens[name] = self.stop_tokens.get(name, 0) + int(count)
+        top = np.argsort(-lengths, kind="stable")[:FIRST_ROWS]
+        candidates = [*self.longest, *((int(sources[i]), int(lengths[i])) for i in top)]
+        self.longest = sorted(candidates, key=lambda pair: -pair[1])[:FIRST_ROWS]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "supervised_share": self.supervised_share}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=110, record=False, force_terminal=False, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+    def __rich__(self) -> Any:
+        return _table(self)
+
+
+def repeated_prefixes(prompts: list[np.ndarray]) -> RepeatedPrefixes:
+    """Prompt tokens that repeat the beginning of another prompt: what a prefix tree of the prompts would share.
+
+    Sorted, prompts that begin alike are neighbours, so the shared tokens are the common prefixes of neighbours:
+
+        1 2 3 | 1 2 4 | 1 5      →      2 + 1 = 3 of 8 tokens
+    """
+    # Big-endian words sort as bytes in the order of their numbers, and a common prefix of words is one of bytes.
+    words = sorted(np.asarray(prompt[:PREFIX_TOKENS], dtype=">u4").tobytes() for prompt in prompts)
+    shared = 0
+    for left, right in pairwise(words):
+        width = min(len(left), len(right))
+        if left[:width] == right[:width]:
+            shared += width // 4
+            continue
+        a, b = np.frombuffer(left[:width], ">u4"), np.frombuffer(right[:width], ">u4")
+        shared += int(np.argmax(a != b))
+    return RepeatedPrefixes(tokens=shared, prompt_tokens=sum(map(len, words)) // 4, rows=len(words))
+
+
+def _table(report: MaskReport) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Masking", title_justify="left", show_header=False, title_style="bold")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def share(part: int, whole: int) -> str:
+        return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"
+
+    table.add_row("rows", f"{report.rows_in:,} in, {report.rows_out:,} out, {report.dropped_rows:,} dropped")
+    if report.split_rows:
+        table.add_row(
+            "history split",
+            f"{report.split_rows:,} rows became several, repeating {share(report.repeated_tokens, report.tokens)} tokens",
+        )
+    table.add_row("tokens", f"{report.tokens:,}")
+    table.add_row(
+        "carry loss", f"{share(report.supervised_tokens, report.tokens)} in {report.supervised_runs:,} answers"
+    )
+    origin = ", ".join(f"{name} {share(count, report.tokens)}" for name, count in report.role_tokens.items() if count)
+    if origin:
+        table.add_row("by origin", origin)
+    if report.cut_rows:
+        table.add_row(
+            "cut by overflow",
+            f"{report.cut_rows:,} rows: {report.lost_tokens:,} tokens, {report.lost_supervised_tokens:,} of them supervised",
+        )
+    stops = ", ".join(f"{name} ×{count:,}" for name, count in report.stop_tokens.items())
+    table.add_row("answers end on", stops or "–")
+    if report.longest:
+        table.add_row("longest rows", ", ".join(f"#{row}: {length:,}" for row, length in report.longest))
+    prefixes = report.repeated_prefixes
+    if prefixes is not None:
+        table.add_row(
+            "same prompt again",
+            f"{share(prefixes.tokens, prefixes.prompt_tokens)} of the prompt tokens of {prefixes.rows:,} rows "
+            "repeat another prompt's beginning; masked, they cost no gradient",
+        )
+    for code, failures in sorted(report.failures.items(), key=lambda item: -item[1].count):
+        rows = ", ".join(f"#{row}" for row in failures.first_rows)
+        more = ", …" if failures.count > len(failures.first_rows) else ""
+        table.add_row(f"[red]{code}[/red]", f"{failures.count:,} (rows {rows}{more}): {failures.example}")
+    for note in report.notes:
+        table.add_row("note", note)
+    return table

@@ -1,0 +1,253 @@
+"""Text → ids exactly as generation gets them, and the facts about a tokenizer that let pieces be joined without error.
+
+Two facts are used, both established from the tokenizer at hand, never assumed:
+
+* **Safe joint.** A fast tokenizer cuts text at its special tokens before anything else looks at it. So where the right-hand
+  text begins with a special token that swallows nothing to its left, tok(left + right) = tok(left) + tok(right).
+* **Pieces.** In byte-level and SentencePiece vocabularies every id stands for fixed bytes, so that a row's ids decode to the
+  concatenation of their pieces. Comparing bytes is how a row's text is verified; other tokenizers are asked to decode.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sft_plugins.errors import MaskingError
+
+# Text put before a continuation so that the tokenizer takes it for the middle of a text, and cut off again.
+_ANCHORS = ("\n", "。", ":", "a", "0")
+_PROBES = ("Zq 1x,\n  y", "a\tb Übung 日本 🙂")
+
+
+class TextTokenizer:
+    """Wraps a Hugging Face tokenizer, fast or slow, and mutates nothing of it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        require_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.size = len(tokenizer)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special: dict[str, int] = {
+            **{token.content: index for index, token in added.items() if token.special},
+            **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
+        }
+        self.special_ids = frozenset(self.special.values())
+        self._special_pattern = _alternation(self.special)
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
+        self._safe_pattern = _alternation(_safe_joints(added) if self._backend is not None else ())
+        self._direct = self._backend is not None and self._direct_equals_public()
+        self.pieces = _piece_table(self)
+        self._short: dict[str, list[int]] = {}
+        self._continues = self.pieces is not None and self.decodes_to(self.encode(["Zq"])[0], "Zq")
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens added: what `apply_chat_template(tokenize=True)` does with its text."""
+        if not texts:
+            return []
+        # Calls with padding or truncation leave those switched on in the backend; then only the public way is exact.
+        if self._direct and self._backend.padding is None and self._backend.truncation is None:
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._public(texts)
+
+    def encode_short(self, text: str) -> list[int]:
+        """`encode` of one recurring text (a generation prompt, say), remembered."""
+        if text not in self._short:
+            if len(self._short) > 4096:
+                self._short.clear()
+            self._short[text] = self.encode([text])[0]
+        return self._short[text]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """`tokenizer(text)` as generation is given it: the special tokens it puts in front, BOS at most once, none behind."""
+        bare = self.encode([text])[0]
+        full = self.tokenizer(text, verbose=False)["input_ids"]
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                front = full[:start]
+                break
+        else:  # the tokenizer treats the text itself differently when it adds special tokens
+            return full
+        bos = self.tokenizer.bos_token_id
+        if front and bare and front[-1] == bare[0] == bos:
+            front = front[:-1]
+        return front + bare
+
+    def encode_continuations(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts that go on after a prompt. Decoding them gives the text back, with no space put in front.
+
+        A tokenizer that marks the beginning of a text (SentencePiece's added space) is shown an anchor before it, whose
+        ids are cut off again.
+        """
+        if self._continues:
+            return self.encode(texts)
+        plain = self.encode(texts)
+        return [
+            ids if self._goes_on(ids, text) else self._anchored(text, ids)
+            for text, ids in zip(texts, plain, strict=True)
+        ]
+
+    def decodes_to(self, ids: Sequence[int], text: str) -> bool:
+        """Whether `ids` stand for exactly `text`, up to the Unicode normalisation that the tokenizer itself applies."""
+        got = self.decode(ids)
+        return got == text or (
+            not text.isascii() and got in (unicodedata.normalize(form, text) for form in ("NFC", "NFKC"))
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included and nothing tidied. Invalid UTF-8 becomes U+FFFD."""
+        if self.pieces is not None:
+            return self.decode_bytes(ids).decode("utf-8", "replace")
+        # Decoders trim the beginning of a text, so what is asked about is put behind something known.
+        lead = self.encode_short("a")
+        return self._public_decode([*lead, *ids])[len(self._public_decode(lead)) :]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The pieces of `ids` joined; only where `pieces` is not None."""
+        pieces = self.pieces or []
+        return b"".join([pieces[i] for i in ids])
+
+    def widths(self, ids: Sequence[int]) -> np.ndarray | None:
+        """Bytes each id stands for, int64 `[T]`; None for tokenizers whose ids stand for no fixed bytes."""
+        pieces = self.pieces
+        return None if pieces is None else np.fromiter((len(pieces[i]) for i in ids), np.int64, len(ids))
+
+    def is_safe_joint(self, text: str) -> bool:
+        """Whether tok(left + text) = tok(left) + tok(text) for every `left`."""
+        return self._safe_pattern is not None and self._safe_pattern.match(text) is not None
+
+    def last_safe_joint(self, text: str) -> int | None:
+        """Where the last piece of `text` that may be tokenised on its own begins; None if there is no such place."""
+        if self._safe_pattern is None:
+            return None
+        starts = [match.start() for match in self._safe_pattern.finditer(text)]
+        return starts[-1] if starts else None
+
+    def find_special(self, text: str) -> str | None:
+        """The first special token that `text` would be tokenised to, or None."""
+        match = self._special_pattern.search(text) if self._special_pattern else None
+        return None if match is None else match.group()
+
+    def definition(self) -> str:
+        """Everything that decides how this tokenizer tokenises, as text; what earlier calls left switched on excluded."""
+        if self._backend is None:
+            return json.dumps([self.tokenizer.get_vocab(), repr(self.tokenizer)], sort_keys=True)
+        definition = json.loads(self._backend.to_str())
+        return json.dumps({**definition, "padding": None, "truncation": None}, sort_keys=True)
+
+    def _anchored(self, text: str, plain: list[int]) -> list[int]:
+        for anchor in _ANCHORS:
+            front = self.encode_short(anchor)
+            ids = self.encode([anchor + text])[0]
+            if ids[: len(front)] == front and self._goes_on(ids[len(front) :], text):
+                return ids[len(front) :]
+        return plain  # the caller's coverage check says what is wrong with it
+
+    def _goes_on(self, ids: list[int], text: str) -> bool:
+        """Whether `ids` give `text` up to their first special token. Slow tokenizers put a space behind those as well."""
+        end = next((i + 1 for i, token in enumerate(ids) if token in self.special_ids), len(ids))
+        return text.startswith(self.decode(ids[:end])) if end < len(ids) else self.decodes_to(ids, text)
+
+    def _public_decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _public(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    def _direct_equals_public(self) -> bool:
+        """Whether the Rust backend alone does what the tokenizer's `__call__` does (a subclass may do more)."""
+        if self._backend.padding is not None or self._backend.truncation is not None:
+            return False
+        texts = [*_PROBES, "".join(self.special), " ".join(self.special)]
+        direct = [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return direct == self._public(texts)
+
+
+def _alternation(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """Pattern that finds any of `tokens`, the longest first, as tokenizers do."""
+    ordered = sorted((token for token in tokens if token), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def _safe_joints(added: dict[int, Any]) -> list[str]:
+    """Special tokens that a text can be cut in front of. See `is_safe_joint`.
+
+    Excluded: tokens that strip white space to their left or match whole words only, and tokens that another added token
+    could overlap from the left (in "a<|x" + "|>b", say, were "a<|x|>" a token as well).
+    """
+    contents = [token.content for token in added.values()]
+    safe = []
+    for token in added.values():
+        if not token.special or token.lstrip or token.single_word or token.normalized:
+            continue
+        own = token.content
+        first = own[0]
+        crossed = any(
+            own.startswith(other[i:]) or other[i:].startswith(own)
+            for other in contents
+            for i in range(1, len(other))
+            if other[i] == first
+        )
+        if not crossed:
+            safe.append(own)
+    return safe
+
+
+def _piece_table(text: TextTokenizer) -> list[bytes] | None:
+    """Bytes of every id, or None if this vocabulary has no fixed ones. Verified on text before it is trusted."""
+    tokenizer = text.tokenizer
+    tokens = tokenizer.convert_ids_to_tokens(list(range(text.size)))
+    if any(not isinstance(token, str) for token in tokens):
+        return None
+    added = {index: token.content for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    byte_of = {char: byte for byte, char in _byte_level_alphabet().items()}
+    for piece in (lambda token: bytes(byte_of[char] for char in token), _sentencepiece_bytes):
+        try:
+            table = [added[i].encode() if i in added else piece(token) for i, token in enumerate(tokens)]
+        except KeyError:
+            continue
+        if all(
+            _table_holds(table, ids, probe, text) for probe, ids in zip(_PROBES, text.encode([*_PROBES]), strict=True)
+        ):
+            return table
+    return None
+
+
+def _table_holds(table: list[bytes], ids: list[int], probe: str, text: TextTokenizer) -> bool:
+    unknown = text.tokenizer.unk_token_id
+    if unknown is not None and unknown in ids:  # the probe's characters are not in this vocabulary: it shows nothing
+        return probe is not _PROBES[0]
+    got = b"".join(table[i] for i in ids).decode("utf-8", "replace")
+    return got in (probe, " " + probe)
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+    return bytes([int(match.group(1), 16)]) if match else token.replace("▁", " ").encode()
+
+
+def _byte_level_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-ins for the 256 bytes: visible Latin-1 stands for itself, the rest for U+0100 onwards."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {byte: chr(byte) for byte in visible}
+    hidden = [byte for byte in range(256) if byte not in alphabet]
+    return alphabet | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def require_tokenizer(tokenizer: Any) -> None:
+    """Raises:
+    MaskingError: `bad_schema` where something else was passed for a tokenizer (a processor, a name).
+    """
+    if not (callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "is_fast")):
+        raise MaskingError(
+            f"expected a transformers tokenizer, got {type(tokenizer).__name__}.",
+            code="bad_schema",
+            remedy="Pass `processor.tokenizer`."
+            if hasattr(tokenizer, "tokenizer")
+            else "Use AutoTokenizer.from_pretrained(…).",
+        )

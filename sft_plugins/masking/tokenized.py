@@ -1,0 +1,101 @@
+"""Rows that somebody else tokenised: every mask column is honoured, and none may be shorter than the ids.
+
+A token carries loss where all of `labels`, `completion_mask` and `assistant_masks` that are present say so:
+
+    input_ids        5  6  7  8  2
+    completion_mask  0  0  1  1  1      →  labels  −100  −100  7  8  2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.errors import MaskingError
+
+MASK_COLUMNS = ("completion_mask", "assistant_masks")
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A row that somebody else tokenised. `assistant_mask` marks rows whose mask claims to cover every assistant turn."""
+
+    input_ids: list[int]
+    labels: list[int]
+    assistant_mask: bool = False
+
+
+def parse_tokenized(row: Mapping[str, Any]) -> Tokenized:
+    """`Tokenized` from a row with `input_ids`.
+
+    Raises:
+        MaskingError: `bad_schema` where nothing says which tokens carry loss or a column is no list of integers,
+            `length_mismatch` where a column's length differs from that of `input_ids`.
+    """
+    ids, labels = label_arrays(row)
+    return Tokenized(ids.tolist(), labels.tolist(), assistant_mask=row.get("assistant_masks") is not None)
+
+
+def label_arrays(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """`(input_ids, labels)`, both int64 `[T]`, of a tokenised row; see `parse_tokenized`."""
+    ids = integers(row["input_ids"], "input_ids")
+    masks = [name for name in MASK_COLUMNS if row.get(name) is not None]
+    if row.get("labels") is None and not masks:
+        raise MaskingError(
+            "the row has `input_ids` but no column says which tokens carry loss.",
+            code="bad_schema",
+            remedy="Add `labels`, `completion_mask` or `assistant_masks`; training every token is never assumed.",
+        )
+    labels = _column(row, "labels", len(ids)) if row.get("labels") is not None else ids
+    for name in masks:
+        mask = _column(row, name, len(ids))
+        if ((mask != 0) & (mask != 1)).any():
+            raise MaskingError(f"`{name}` must hold 0 and 1 only.", code="bad_schema", remedy="Check how it was made.")
+        labels = np.where(mask == 1, labels, IGNORE_INDEX)
+    if row.get("attention_mask") is not None:
+        # Rows that were padded when they were tokenised: padding is where the mask says so, not where an id says so.
+        real = _column(row, "attention_mask", len(ids)) != 0
+        if not real.all():
+            edges = np.flatnonzero(np.diff(np.concatenate(([False], real, [False])).astype(np.int8)))
+            if len(edges) != 2:
+                raise MaskingError(
+                    "`attention_mask` has zeros between ones.",
+                    code="bad_schema",
+                    remedy="Give one document per row; packed rows belong to the packing collator.",
+                )
+            ids, labels = ids[real], labels[real]
+    return ids, labels
+
+
+def integers(value: Any, name: str) -> np.ndarray:
+    """`value` (list, array or tensor) as int64 `[T]`."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise _not_integers(name, str(error)) from error
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
+        raise _not_integers(name, f"{array.ndim} dimensions of {array.dtype}")
+    return array.astype(np.int64, copy=False)
+
+
+def _column(row: Mapping[str, Any], name: str, length: int) -> np.ndarray:
+    array = integers(row[name], name)
+    if len(array) != length:
+        raise MaskingError(
+            f"`{name}` has {len(array)} entries, `input_ids` has {length}.",
+            code="length_mismatch",
+            remedy="Tokenise both in one pass; a shorter mask would leave tokens without a label.",
+        )
+    return array
+
+
+def _not_integers(name: str, got: str) -> MaskingError:
+    return MaskingError(
+        f"`{name}` must be a one-dimensional list of integers, got {got}.",
+        code="bad_schema",
+        remedy="Pass token ids as lists, NumPy arrays or tensors of one dimension.",
+    )

@@ -1,0 +1,164 @@
+"""One rendering of a conversation that also gives the rendering of its prefixes, where that can be proved.
+
+A template is a deterministic program. If, until its message loop asks for message j, it has looked at nothing but messages
+0 … j−1 (no length, no later message, no end of the list), then on `messages[:j]` it does exactly the same until that point:
+its output so far is the output for the prefix. What follows the loop is the same for every prefix if it reads neither the
+messages nor a name that the loop assigns. So the messages are handed over in a sequence that watches how they are read:
+
+    render([u1, a1, u2])      output   "<u>u1</u>" "<a>a1</a>" "<u>u2</u>"
+    loop asks for message          0           1           2           end
+    highest message read so far    –           0           1             2    each below the one asked for: proved
+    render([u1, a1])          =    "<u>u1</u>" "<a>a1</a>"
+
+A template that counts the messages, peeks at the next one (`loop.last`) or searches them first is found out by the same
+means, and the prefixes concerned are rendered plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.environment import Template
+from transformers.utils import chat_template_utils
+
+_MARK = "__sft_plugins_end_of_message__"
+_ALL = 1 << 62
+
+
+class WatchedTemplate:
+    """A chat template compiled once with a mark at the end of its message loop."""
+
+    def __init__(self, source: str) -> None:
+        self._template: Template | None = None
+        environment = chat_template_utils._compile_jinja_template(source).environment
+        tree = environment.parse(source)
+        found = _message_loop(tree.body)
+        if found is None:
+            return
+        loop, after = found
+        # What follows the loop must be the same for every prefix, with and without a generation prompt.
+        if _loaded(after) & (_stored([loop]) | {"messages"}):
+            return
+        # The loop must write the same with and without it: prefixes of prompts are taken from a rendering without.
+        if any("add_generation_prompt" in _loaded([node]) for node in tree.body if node not in after):
+            return
+        loop.body.append(nodes.ExprStmt(nodes.Call(nodes.Name(_MARK, "load"), [], [], None, None), lineno=loop.lineno))
+        nodes.Node.set_environment(tree, environment)
+        for node in tree.find_all(nodes.Node):
+            if node.lineno is None:
+                node.set_lineno(loop.lineno)
+        code = environment.compile(tree)
+        self._template = Template.from_code(environment, code, environment.globals)
+
+    def prefixes(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> dict[int, str]:
+        """`{j: rendering of messages[:j]}` without generation prompt, for every j for which one rendering proves it."""
+        if self._template is None:
+            return {}
+        # transformers ≥ 5.20 shows templates a message's reasoning under every name in use.
+        alias = getattr(chat_template_utils, "_alias_reasoning_fields", None)
+        watch = _Watch(alias(messages) if alias else messages)
+        context = self._template.new_context(
+            {**variables, "messages": _Watched(watch, 0), "add_generation_prompt": False, _MARK: watch.end_of_message}
+        )
+        pieces: list[str] = []
+        try:
+            for piece in self._template.root_render_func(context):  # lazily: `watch` sees how much has been written
+                pieces.append(piece)
+                watch.written += len(piece)
+        except (
+            Exception
+        ):  # an operation that the watching sequence lacks, or the template's own complaint: render plainly
+            return {}
+        if watch.end is None or watch.read_after_end:
+            return {}
+        text = "".join(pieces)
+        tail = text[watch.end :]
+        return {j: text[:cut] + tail for j, cut in watch.cuts.items()} | {len(messages): text}
+
+
+class _Watch:
+    """What has been read and written so far, shared by a sequence and its slices."""
+
+    def __init__(self, messages: Sequence[Any]) -> None:
+        self.messages = messages
+        self.written = 0
+        self.highest_read = -1
+        self.ended_bodies = 0
+        self.cuts: dict[int, int] = {}
+        self.end: int | None = None
+        self.read_after_end = False
+
+    def end_of_message(self) -> None:
+        self.ended_bodies += 1
+
+    def read(self, index: int) -> None:
+        self.highest_read = max(self.highest_read, index)
+        self.read_after_end |= self.end is not None
+
+
+class _Watched(Sequence):
+    """`messages[offset:]`, reporting every look at it to its watch. Operations not defined here raise."""
+
+    def __init__(self, watch: _Watch, offset: int) -> None:
+        self._watch, self._offset = watch, offset
+
+    def __iter__(self) -> Iterator[Any]:
+        watch = self._watch
+        for turn, index in enumerate(range(self._offset, len(watch.messages))):
+            # Bodies ended = turns begun only in the marked loop, and only if nothing peeked ahead of it.
+            if turn and watch.ended_bodies == turn and watch.highest_read < index:
+                watch.cuts[index] = watch.written
+            watch.read(index)
+            yield watch.messages[index]
+        in_marked_loop = watch.ended_bodies == len(watch.messages) - self._offset
+        watch.read(_ALL)
+        if in_marked_loop and watch.end is None:
+            watch.end = watch.written
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            if index.stop is None and index.step in (None, 1) and (index.start or 0) >= 0:
+                return _Watched(self._watch, self._offset + (index.start or 0))
+            self._watch.read(_ALL)
+            return self._watch.messages[self._offset :][index]
+        self._watch.read(_ALL if index < 0 else self._offset + index)
+        return self._watch.messages[self._offset :][index]
+
+    def __len__(self) -> int:
+        self._watch.read(_ALL)
+        return len(self._watch.messages) - self._offset
+
+    def __bool__(self) -> bool:
+        # Every prefix holds at least one message; a slice's first message may be missing.
+        if self._offset:
+            self._watch.read(self._offset)
+        return len(self._watch.messages) > self._offset
+
+
+def _message_loop(body: list[Any]) -> tuple[Any, list[Any]] | None:
+    """The last loop at the top of the template (or in an `if` there) that writes, and all nodes that may run after it."""
+    for position in range(len(body) - 1, -1, -1):
+        node, after = body[position], body[position + 1 :]
+        if isinstance(node, nodes.For) and node.find(nodes.Output) and not node.else_:
+            return node, after
+        if isinstance(node, nodes.If):
+            for branch in (node.body, *(clause.body for clause in node.elif_), node.else_):
+                found = _message_loop(branch)
+                if found is not None:
+                    return found[0], [*found[1], *after]
+    return None
+
+
+def _loaded(tree: list[Any]) -> set[str]:
+    return {name.name for node in tree for name in _names(node) if name.ctx == "load"}
+
+
+def _stored(tree: list[Any]) -> set[str]:
+    assigned = {name.name for node in tree for name in _names(node) if name.ctx != "load"}
+    return assigned | {reference.name for node in tree for reference in node.find_all(nodes.NSRef)}
+
+
+def _names(node: Any) -> list[Any]:
+    return [*([node] if isinstance(node, nodes.Name) else []), *node.find_all(nodes.Name)]
