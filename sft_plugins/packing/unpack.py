@@ -77,9 +77,7 @@ def install_unpack(model: nn.Module) -> Callable[[], None]:
     return install(model, Unpack())
 
 
-def _by_document(
-    call: Callable[..., Any], arguments: dict[str, Any], boundaries: Boundaries, *, padding: bool
-) -> Any:
+def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries: Boundaries, *, padding: bool) -> Any:
     if arguments.get("output_attentions"):
         raise ContaminationError(
             "attention weights [documents, heads, length, length] have no packed form",

@@ -120,7 +120,7 @@ def gap(expected: Run, measured: Run) -> Gap:
     """How far `measured` is from `expected`."""
     scale = max(float(out.abs().max()) for out in expected.logits)
     pairs = zip(expected.logits, measured.logits, strict=True)
-    logits = max(float((a.float() - b.float()).abs().max()) for a, b in pairs) / scale
+    logits = max(float((a.double() - b.double()).abs().max()) for a, b in pairs) / scale
     worst, gradients = _gradient_gap(expected.gradients, measured.gradients)
     return Gap(logits, abs(expected.loss - measured.loss) / max(abs(expected.loss), 1e-12), gradients, worst)
 
@@ -142,7 +142,7 @@ def spill(model: torch.nn.Module, documents: Documents, changed: int, **kwargs: 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if len(labels) < 2:
         return logits.sum() * 0
-    return F.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def _take_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
