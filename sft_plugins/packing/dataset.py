@@ -190,7 +190,7 @@ def _admit(ids: TokenColumn, labels: TokenColumn, capacity: int, *, overflow: st
     barren = supervised == 0
     if barren.any() and unsupervised == "raise":
         raise unsupervised_document(int(np.argmax(barren)), int(barren.sum()))
-    long = full > capacity
+    long = (full > capacity) & ~barren
     if long.any() and overflow == "raise":
         row = int(np.argmax(long))
         raise too_long(int(full[row]), capacity, row, int(long.sum()))
@@ -209,10 +209,10 @@ def _admit(ids: TokenColumn, labels: TokenColumn, capacity: int, *, overflow: st
                 first_rows=tuple(np.flatnonzero(which)[:FIRST_ROWS].tolist()),
             )
 
-    cut = long & ~barren & (overflow == "truncate")
+    cut = long & (overflow == "truncate")
     hollow = cut & (supervised == 0)
     lose("no_supervised_tokens", barren, full, supervised_before)
-    lose("overflow", long & ~barren & (overflow == "drop"), full, supervised_before)
+    lose("overflow", long & (overflow == "drop"), full, supervised_before)
     lose("truncated", cut & ~hollow, full - lengths, supervised_before - supervised)
     lose("truncated_to_prompt", hollow, full, supervised_before)
     keep = ~barren & ~hollow & (lengths <= capacity)
