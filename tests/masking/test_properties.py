@@ -22,8 +22,9 @@ EXACT_KINDS = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy",
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "<|endoftext|>")
 seen: collections.Counter[str] = collections.Counter()
 
-slow_ok = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], derandomize=True
+# Derandomised: the same examples on every machine; no luck in a gate.
+quiet = functools.partial(
+    settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 
 
@@ -53,8 +54,7 @@ def outcome(tokenizer: Any, row: dict[str, Any], stops: set[int], **options: Any
     return "exact"
 
 
-@slow_ok
-@settings(max_examples=300)
+@quiet(max_examples=200)
 @given(
     row=conversations(),
     knobs=templates(),
@@ -74,14 +74,13 @@ def test_random_conversations_under_random_templates_are_exact_or_refused(
 
 def test_random_conversations_are_not_all_refused() -> None:
     """Guard: of the examples above, a good part was exact, and several codes were met."""
-    if not seen:
-        pytest.skip("runs after the property test, in the same process")
-    assert seen["exact"] >= 0.15 * seen.total(), seen
-    assert len(seen) >= 4, seen
+    if seen.total() < 200:
+        pytest.skip("needs the property test to have run, in the same process")
+    assert seen["exact"] >= 0.25 * seen.total(), seen
+    assert len(seen) >= 5, seen
 
 
-@slow_ok
-@settings(max_examples=150)
+@quiet(max_examples=80)
 @given(
     row=conversations(reasoning=False),
     kind=st.sampled_from(EXACT_KINDS),
@@ -98,8 +97,7 @@ def test_random_conversations_under_a_plain_template_are_exact_unless_empty(
     assert found in ("exact", "empty_response", "no_supervised_tokens", "special_token_in_content", "boundary"), found
 
 
-@slow_ok
-@settings(max_examples=200)
+@quiet(max_examples=200)
 @given(prompt=texts(min_words=1), response=texts(min_words=1), kind=st.sampled_from(EXACT_KINDS))
 def test_random_strings_join_without_changing_a_character(prompt: str, response: str, kind: str) -> None:
     """prompt+response rows: the ids before are those of `tokenizer(prompt)` but for an EOS behind it."""
@@ -139,8 +137,7 @@ rows_of_ids = st.lists(st.integers(5, 60), min_size=2, max_size=12).flatmap(
 )
 
 
-@slow_ok
-@settings(max_examples=150)
+@quiet(max_examples=150)
 @given(
     rows=st.lists(rows_of_ids, min_size=1, max_size=5),
     multiple=st.sampled_from([None, 1, 4, 8]),

@@ -55,7 +55,7 @@ NEVER_EXACT: dict[str, tuple[set[str], str, str | None]] = {
         for name, codes, reason, conversation in [
             ("idefics3", {"content_lost"}, _PARTS, "text_parts"),
             ("smolvlm", {"content_lost"}, _PARTS, "text_parts"),
-            ("llava_next", {"render_mismatch", "bad_schema"}, _PARTS, "text_parts"),
+            ("llava_next", {"template_error", "bad_schema"}, _PARTS, "text_parts"),
             ("nemotron_3_nano", {"render_mismatch"}, _THINK, "thinking_off"),
             ("nemotron_3_super", {"render_mismatch"}, _THINK, "thinking_off"),
             ("nemotron_3_ultra", {"render_mismatch"}, _THINK, "thinking_off"),

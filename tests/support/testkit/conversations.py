@@ -346,7 +346,7 @@ BY_NAME = {conversation.name: conversation for conversation in CONVERSATIONS}
 _WORDS = [
     *["yes", "Hello", "assistant", "user", "the", "42", "3.14", "naïve", "日本", "é", "e\u0301", _FAMILY] * 2,
     *["<", ">", "|", "im_end", "{{", "%}", "\\n", "'", '"', ".", "1,000", "a.b", "ß", "مرحبا"] * 2,
-    *["</s>", "<think>", "</think>"],
+    *["<think>", "</think>"],
 ]
 _GAPS = ["", " ", "  ", "\n", "\n\n", "\t", " \n", "\u00a0", "\u200d"]
 
@@ -381,6 +381,8 @@ def conversations(draw: st.DrawFn, *, max_turns: int = 3, reasoning: bool = True
             messages.append(assistant(draw(texts(min_words=draw(st.sampled_from([1] * 7 + [0])))), **extra))
     if draw(st.sampled_from([False, False, False, True])):
         messages.append(user(draw(texts())))
+    if draw(st.sampled_from([False] * 9 + [True])):  # somebody writes a special token
+        messages[draw(st.integers(0, len(messages) - 1))]["content"] += "</s> "
     return {"messages": messages}
 
 

@@ -24,7 +24,8 @@ from typing import Any
 
 IGNORE = -100
 
-# The codes that the contract names; an error with another one is a fault.
+# The codes that the contract names, and two that are sharper than its `bad_schema`: what a template raises itself, and a
+# conversation that begins with the assistant. An error with another one is a fault.
 CODES = frozenset(
     {
         "bad_schema",
@@ -36,10 +37,12 @@ CODES = frozenset(
         "id_out_of_range",
         "length_mismatch",
         "missing_stop",
+        "no_prompt",
         "no_supervised_tokens",
         "overflow",
         "render_mismatch",
         "special_token_in_content",
+        "template_error",
     }
 )
 
@@ -49,13 +52,15 @@ class Turn:
     """What generation would be given before message `index`, and what it should then produce.
 
     `responses` are the texts that may be supervised: each ends with a stop token and leaves only whitespace and special
-    tokens of the rendering behind. Empty when the turn cannot be exact; `codes` then says why.
+    tokens of the rendering behind. Empty when the turn cannot be exact; `codes` then says why. `borrowed` marks a stop
+    that the next message's header brings (GLM), which a masker may take or refuse.
     """
 
     index: int
     prompt_ids: tuple[int, ...] = ()
     prompt: str = ""
     responses: tuple[str, ...] = ()
+    borrowed: bool = False
     codes: frozenset[str] = frozenset()
     why: str = ""
 
@@ -201,7 +206,7 @@ def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Tur
         Exception
     ) as error:  # whatever a template throws: the row cannot be rendered, so nothing can be generated from it
         why = f"turn {k}: the template raises {type(error).__name__}: {error}"
-        return Turn(index=k, codes=frozenset({"render_mismatch", "bad_schema"}), why=why)
+        return Turn(index=k, codes=frozenset({"template_error", "bad_schema"}), why=why)
     lost = missing_pieces(message, full[len(prompt) :] if full.startswith(prompt) else full)
     if not full.startswith(prompt):
         codes = {"render_mismatch", *({"content_lost"} if lost else ())}
@@ -215,14 +220,41 @@ def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Tur
         for match in re.finditer(re.escape(stop), rest):
             if glue.fullmatch(rest, match.end()) and not missing_pieces(message, rest[: match.end()]):
                 responses.append(rest[: match.end()])
+    borrowed = "" if responses or lost else next_header_stop(tokenizer, row, k, full, stop_ids)
+    if borrowed:
+        responses.append(rest + borrowed)
     codes = set()
     if lost:
         codes.add("content_lost")
-    if not any(str(tokenizer.convert_ids_to_tokens(i)) in rest for i in stop_ids) or not (responses or lost):
+    if not responses and (not lost or not any(str(tokenizer.convert_ids_to_tokens(i)) in rest for i in stop_ids)):
         codes.add("missing_stop")
     if codes:
+        if not any(continuation(tokenizer, ids, option) == rest for option in tokenisations(tokenizer, rest)):
+            codes.add("boundary")  # a masker may notice this first
         return Turn(index=k, codes=frozenset(codes), why=f"turn {k}: {sorted(codes)} {lost} in {rest[-80:]!r}")
-    return Turn(index=k, prompt=prompt, prompt_ids=ids, responses=tuple(sorted(set(responses), key=len)))
+    ordered = tuple(sorted(set(responses), key=len))
+    return Turn(index=k, prompt=prompt, prompt_ids=ids, responses=ordered, borrowed=bool(borrowed))
+
+
+def next_header_stop(tokenizer: Any, row: dict[str, Any], k: int, full: str, stop_ids: set[int]) -> str:
+    """The stop token that opens whatever the template renders after message `k`, or ""."""
+    messages = row["messages"]
+    # The header is looked up in a conversation of its own too: a later message may rewrite the turn's rendering.
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    following = messages[k + 1 : k + 2] or [
+        {"role": "tool" if messages[k].get("tool_calls") else "user", "content": "z"}
+    ]
+    try:
+        longer = render(tokenizer, messages[: k + 1] + following, row, generation=False)
+        if not longer.startswith(full):
+            full = render(tokenizer, probe, row, generation=False)
+            longer = render(tokenizer, probe + following, row, generation=False)
+    except Exception:  # nothing can follow: nothing to borrow
+        return ""
+    if not longer.startswith(full):
+        return ""
+    stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in stop_ids]
+    return next((stop for stop in stops if longer.startswith(stop, len(full))), "")
 
 
 def continuation(tokenizer: Any, before: Sequence[int], after: Sequence[int]) -> str | None:
@@ -334,14 +366,23 @@ def _refusals(tokenizer: Any, row: dict[str, Any], stop_ids: set[int], train_on:
             codes.add("empty_response")
             why.append(f"turn {k}: empty")
         if k == 0:  # nothing precedes it: some templates render that, transformers' own entry point does not
-            codes.update({"bad_schema", "render_mismatch"})
+            codes.add("no_prompt")
             why.append("turn 0 has no prompt")
         expected = turn(tokenizer, row, k, stop_ids)
         if expected.codes:
             codes |= expected.codes
             why.append(expected.why)
             must = True
-        elif not tokenizable(tokenizer, expected):
+            continue
+        bos = tokenizer.bos_token_id
+        if bos is not None and expected.prompt_ids[:2] == (bos, bos):
+            codes.add("double_bos")
+            why.append(f"turn {k}: its prompt begins with two BOS tokens")
+            must = True
+        if expected.borrowed:
+            codes.add("missing_stop")
+            why.append(f"turn {k}: its stop token is the next message's")
+        if not tokenizable(tokenizer, expected):
             codes |= {"boundary"}
             why.append(f"turn {k}: the tokenizer does not give {expected.responses[0][-60:]!r} back")
     return Refusals(codes=frozenset(codes), must=must, why=tuple(why))
