@@ -224,6 +224,9 @@ def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Tur
     if borrowed:
         responses.append(rest + borrowed)
     codes = set()
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == (bos, bos):
+        codes.add("double_bos")
     if lost:
         codes.add("content_lost")
     if not responses and (not lost or not any(str(tokenizer.convert_ids_to_tokens(i)) in rest for i in stop_ids)):
@@ -240,15 +243,15 @@ def next_header_stop(tokenizer: Any, row: dict[str, Any], k: int, full: str, sto
     """The stop token that opens whatever the template renders after message `k`, or ""."""
     messages = row["messages"]
     # The header is looked up in a conversation of its own too: a later message may rewrite the turn's rendering.
-    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Zanswerq"}]
     following = messages[k + 1 : k + 2] or [
         {"role": "tool" if messages[k].get("tool_calls") else "user", "content": "z"}
     ]
     try:
         longer = render(tokenizer, messages[: k + 1] + following, row, generation=False)
         if not longer.startswith(full):
-            full = render(tokenizer, probe, row, generation=False)
-            longer = render(tokenizer, probe + following, row, generation=False)
+            full = render(tokenizer, probe, row, generation=False).rpartition("Zanswerq")[2]
+            longer = render(tokenizer, probe + following, row, generation=False).rpartition("Zanswerq")[2]
     except Exception:  # nothing can follow: nothing to borrow
         return ""
     if not longer.startswith(full):
@@ -374,11 +377,6 @@ def _refusals(tokenizer: Any, row: dict[str, Any], stop_ids: set[int], train_on:
             why.append(expected.why)
             must = True
             continue
-        bos = tokenizer.bos_token_id
-        if bos is not None and expected.prompt_ids[:2] == (bos, bos):
-            codes.add("double_bos")
-            why.append(f"turn {k}: its prompt begins with two BOS tokens")
-            must = True
         if expected.borrowed:
             codes.add("missing_stop")
             why.append(f"turn {k}: its stop token is the next message's")
