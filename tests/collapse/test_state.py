@@ -28,10 +28,11 @@ def _seed() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_every_random_generator_continues_where_it_was(fails: bool) -> None:
     """C2, at its root."""
+    model = nn.Linear(1, 1)
     _seed()
     expected = _draws()
     _seed()
-    with contextlib.suppress(KeyError), untouched(nn.Linear(1, 1)):
+    with contextlib.suppress(KeyError), untouched(model):
         _draws()
         if fails:
             raise KeyError

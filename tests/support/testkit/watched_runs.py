@@ -26,7 +26,7 @@ PROMPTS = [
     "A poem, please.",
 ]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "samples_per_prompt": 3, "budget": None, "report": False}
-TIMED = ("runtime", "per_second", "flos")
+TIMED = ("runtime", "per_second", "flos", "_time")
 """Parts of the names of figures that hold the clock, not the run."""
 
 

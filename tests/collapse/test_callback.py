@@ -1,0 +1,341 @@
+"""The callback as a guest: it starts only when it can see, never ends a training after step 0, and keeps to its budget."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from sft_plugins.collapse import callback as module
+from sft_plugins.collapse import figures, probe, teacher, watch
+from sft_plugins.collapse.cadence import Cadence, log_spaced
+from sft_plugins.collapse.callback import ModeCollapseCallback
+from sft_plugins.collapse.history import History, read_history
+from sft_plugins.errors import CollapseError
+from testkit.watched_runs import (
+    OPTIONS,
+    PROMPTS,
+    added_records,
+    byte_tokenizer,
+    fake_embedder,
+    fingerprint,
+    rows,
+    tiny_model,
+    train,
+)
+
+
+def watcher(folder: Path | None, **changes: Any) -> ModeCollapseCallback:
+    options = {**OPTIONS, "embedder": fake_embedder, "output_dir": folder, "max_new_tokens": 6, "every_steps": 2}
+    return ModeCollapseCallback(
+        changes.pop("tokenizer", None) or byte_tokenizer(),
+        changes.pop("prompts", PROMPTS),
+        **{**options, "eval_pairs": rows(3), **changes},
+    )
+
+
+# --- before step 0: a broken watcher stops the start -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"prompts": []}, "no_prompts", "no prompts"),
+        ({"samples_per_prompt": 1}, "bad_option", "one answer per prompt has no variety"),
+        ({"samples_per_prompt": True}, "bad_option", "expected an integer"),
+        ({"every_steps": 0}, "bad_option", "every_steps is 0"),
+        ({"budget": 3}, "bad_option", "budget is 3"),
+        ({"on_collapse": "halt"}, "bad_option", "allowed: 'warn', 'stop', or a callable"),
+        ({"tokenizer": "gpt2"}, "bad_option", "not a tokenizer"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(changes: dict, code: str, words: str) -> None:
+    with pytest.raises(CollapseError, match=words) as caught:
+        watcher(None, **changes)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"prompts": ["A?", "B" * 400]}, "prompt_too_long", "exceed the model"),
+        ({"eval_pairs": []}, "no_eval_pairs", "empty"),
+        ({"eval_pairs": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}]}, "no_supervised_tokens", "nothing to judge"),
+        ({"eval_pairs": [{"input_ids": [5, 6, 7], "labels": [5, 6]}]}, "eval_pair", "3 ids but 2 labels"),
+        ({"baseline": "no/such.npz"}, "baseline_missing", "no baseline file"),
+        ({"embedder": "minilm"}, "bad_option", "allowed: 'auto', 'model', None"),
+        ({"embedder": "model"}, "embedder", "LoRA"),
+        ({"embedder": lambda texts: [1.0]}, "embedder", "gave shape"),
+        ({"embedder": lambda texts: 1 / 0}, "setup", "ZeroDivisionError"),
+    ],
+)
+def test_training_never_starts_with_a_broken_watcher(tmp_path: Path, changes: dict, code: str, words: str) -> None:
+    steps: list[int] = []
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            steps.append(state.global_step)
+
+    with pytest.raises(CollapseError, match=words) as caught:
+        train(tiny_model(), tmp_path, callbacks=[watcher(tmp_path / "w", **changes), Steps()], max_steps=1)
+    assert caught.value.code == code
+    assert steps == []
+
+
+def test_a_model_with_nan_logits_is_refused_before_step_0(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[9] = float("nan")
+    with pytest.raises(CollapseError, match="NaN or infinite"):
+        train(model, tmp_path, callbacks=[watcher(tmp_path / "w")], max_steps=1)
+
+
+# --- after step 0: nothing ends the training -------------------------------------------------------------------------
+
+STAGES = {
+    "reading": (probe, "judge_rows"),
+    "sampling": (probe, "sample_batch"),
+    "embedding": (probe.Prober, "_embed"),
+    "measuring": (probe, "measure"),
+    "judging": (watch, "detect"),
+    "figures": (figures, "figures"),
+    "writing": (History, "append"),
+    "logging": (module, "log_through"),
+}
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_training_goes_on_unchanged_when_a_probe_fails(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """State is restored after an exception at each stage, also of `requires_grad`, modes and random numbers."""
+    bare = fingerprint(train(tiny_model(), tmp_path / "a", max_steps=3))
+    owner, name = STAGES[stage]
+    own = getattr(owner, name)
+    failed: list[str] = []
+
+    class Break(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            def broken(*args: Any, **kwargs: Any) -> Any:
+                if stage == "writing" and args[1] == "problem":
+                    return own(*args, **kwargs)
+                torch.manual_seed(123)
+                failed.append(stage)
+                raise RuntimeError("broken on purpose")
+
+            monkeypatch.setattr(owner, name, broken)
+
+    trainer = train(tiny_model(), tmp_path / "b", callbacks=[Break(), watcher(tmp_path / "w")], max_steps=3)
+    monkeypatch.undo()
+    assert failed, "the stage must have been reached"
+    assert trainer.state.global_step == 3
+    assert fingerprint(trainer) == bare if stage not in ("judging", "figures", "writing", "logging") else True
+    assert "training goes on" in capsys.readouterr().out
+
+
+def test_nan_in_the_middle_of_training_is_told_and_survived(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.lm_head.weight[9] = float("nan")
+
+    watch = watcher(tmp_path / "w", eval_pairs=None)
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[Spoil(), watch], max_steps=4)
+    assert trainer.state.global_step == 4
+    assert "logits are NaN or infinite while it answers" in capsys.readouterr().out
+    problems = [r for r in read_history(tmp_path / "w" / "history.jsonl") if r["kind"] == "problem"]
+    assert [p["step"] for p in problems] == [4]
+
+
+def test_memory_that_runs_out_makes_batches_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, own, widths = watcher(tmp_path / "w"), probe.sample_batch, []
+
+    def tight(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        widths.append(len(batch.rows))
+        if watch._active and len(batch.rows) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(model, batch, *args, **kwargs)
+
+    monkeypatch.setattr(probe, "sample_batch", tight)
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watch], max_steps=2)
+    assert max(widths) > 5 >= widths[-1]
+    assert [r["step"] for r in added_records(trainer)] == [0, 2]
+
+
+@pytest.mark.parametrize("kind", ["file in the way", "read-only"])
+def test_a_folder_that_cannot_be_written_is_said_once(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "w"
+    if kind == "read-only":
+        own = Path.touch
+
+        def refuse(self: Path, *args: Any, **kwargs: Any) -> None:
+            if target in self.parents:
+                raise PermissionError(f"[Errno 13] Permission denied: '{self}'")
+            own(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "touch", refuse)
+    else:
+        target.write_text("not a folder")
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watcher(target)], max_steps=4)
+    assert trainer.state.global_step == 4
+    assert capsys.readouterr().out.count("cannot write to") == 1
+    assert len(added_records(trainer)) == 3, "figures still reach the loggers"
+
+
+def test_a_tokenizer_without_chat_template_gives_plain_prompts_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    watch = watcher(tmp_path / "w", tokenizer=byte_tokenizer(chat_template=None, pad=False))
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watch], max_steps=2)
+    assert capsys.readouterr().out.count("no chat template") == 1
+    assert len(added_records(trainer)) == 2
+
+
+def test_a_host_that_hides_its_trainer_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "find_trainer", lambda _: None)
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watcher(tmp_path / "w")], max_steps=4)
+    assert added_records(trainer) == []
+    assert capsys.readouterr().out.count("Call callback.attach(trainer)") == 1
+    probes = [r for r in read_history(tmp_path / "w" / "history.jsonl") if r["kind"] == "probe"]
+    assert [p["step"] for p in probes] == [2, 4]
+
+
+# --- what it does with a collapse --------------------------------------------------------------------------------------
+
+
+def collapsing(watch: ModeCollapseCallback, folder: Path, *, steps: int = 6) -> Any:
+    """Train while the model turns, after step 1, into one that answers one sentence to everything."""
+    sentence = byte_tokenizer()("I cannot.")["input_ids"] + [2]
+
+    class Collapse(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+            own = probe.sample_batch
+
+            def answer(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+                made = own(model, batch, *args, **kwargs)
+                return [type(s)(s.prompt, s.index, tuple(sentence), "I cannot.", False, s.seed) for s in made]
+
+            if state.global_step == 1:
+                self.patch = pytest.MonkeyPatch()
+                self.patch.setattr(probe, "sample_batch", answer)
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.patch.undo()
+
+    return train(tiny_model(), folder, callbacks=[watch, Collapse()], max_steps=steps)
+
+
+def test_one_sentence_to_everything_is_critical_and_stops_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    watch = watcher(tmp_path / "w", on_collapse="stop", every_steps=1)
+    trainer = collapsing(watch, tmp_path / "a")
+    assert watch.verdict is not None
+    assert watch.verdict.level == "critical"
+    assert {"narrowing"} <= set(watch.verdict.codes)
+    assert trainer.state.global_step == 3, "two looks in a row confirm it, at steps 2 and 3"
+    out = capsys.readouterr().out
+    assert "CRITICAL narrowing" in out
+    assert "training stops at step 3" in out
+
+
+def test_warn_says_it_and_trains_on_and_a_callable_is_given_the_verdict(tmp_path: Path) -> None:
+    seen: list[str] = []
+    watch = watcher(tmp_path / "w", every_steps=1, on_collapse=lambda verdict: seen.append(verdict.level) or 1 / 0)
+    trainer = collapsing(watch, tmp_path / "a", steps=4)
+    assert trainer.state.global_step == 4, "neither the alarm nor an error in the user's function ends training"
+    assert seen == ["critical", "critical"]
+
+
+# --- cadence and cost ---------------------------------------------------------------------------------------------------
+
+
+def test_slots_are_log_spaced_and_end_with_the_run() -> None:
+    slots = log_spaced(1000)
+    assert slots[0] == 16
+    assert slots[-1] == 1000
+    assert len(slots) == 10
+    gaps = [b / a for a, b in itertools.pairwise(slots)]
+    assert max(gaps) / min(gaps) < 1.1
+    assert log_spaced(3) == (1, 2, 3)
+
+
+def test_the_callback_looks_at_slots_evaluations_and_the_end(tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 3}
+    watch = watcher(tmp_path / "w", every_steps=4)
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watch], max_steps=7, **options)
+    assert [r["step"] for r in added_records(trainer)] == [0, 3, 4, 6, 7]
+
+
+class Clock:
+    """Seconds that pass only when something is simulated."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("price", [2.0, 9.0, 25.0])
+@pytest.mark.parametrize("every_steps", [None, 20])
+@pytest.mark.parametrize("steps", [400, 20_000])
+def test_on_a_simulated_hour_cost_stays_under_budget(price: float, every_steps: int | None, steps: int) -> None:
+    """Default budget: tiers 0 and 1 below 1 % of wall time, all tiers below 3 %, the baseline and the end included."""
+    clock = Clock()
+    cadence = Cadence(max_steps=steps, every_steps=every_steps, clock=clock, budget=0.03)
+    clock.now += 2 * price  # the baseline has twice the answers
+    cadence.prepaid(2 * price, price=price)
+    looks = []
+    for step in range(1, steps + 1):
+        clock.now += 3600 * 0.97 / steps
+        with cadence.paying(0):
+            clock.now += 0.01 / steps
+        final = step == steps
+        if cadence.slot(step) or final:
+            tier = cadence.tier(step, final=final)
+            cadence.pending = tier < 2
+            if tier:
+                looks.append((step, tier))
+                with cadence.paying(tier):
+                    clock.now += price if tier == 2 else price / 10
+    cost = cadence.summary()
+    assert cost["share"] < 0.03
+    assert cost["share_tier01"] < 0.01
+    assert looks[-1] == (steps, 2), "the end is always seen"
+    assert sum(tier == 2 for _, tier in looks) >= 2 if price < 25 else True
+    if price == 2.0 and every_steps is None:
+        assert looks[0][0] <= steps / 30, "what the budget allows is seen early"
+
+
+def test_without_budget_every_slot_is_used_and_the_cost_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(tiny_model(), tmp_path / "a", callbacks=[watcher(tmp_path / "w", every_steps=1)], max_steps=2)
+    out = capsys.readouterr().out
+    assert "2 probes with answers" in out
+    assert "no budget" in out
+
+
+def test_under_a_tight_budget_only_the_end_is_seen_and_the_cost_is_owned_up_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    watch = watcher(tmp_path / "w", every_steps=1, budget=0.0001)
+    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watch])
+    assert [r["step"] for r in added_records(trainer)] == [0, 6]
+    assert "Over budget" in capsys.readouterr().out
+
+
+def test_eval_pairs_of_text_are_masked_by_the_masker(tmp_path: Path) -> None:
+    pairs = [{"prompt": "Hi?", "response": "Ho."}]
+    encoded = teacher.eval_rows(pairs, byte_tokenizer(), context=256, limit=4)
+    supervised = [label for label in encoded[0].labels if label != -100]
+    assert byte_tokenizer().decode(supervised, skip_special_tokens=True).strip() == "Ho."
