@@ -36,21 +36,25 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="A JSON Lines file of rows to train on; by default real conversations.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 32,
     output: Annotated[Path, typer.Option(help="Where the adapter is written.")] = Path("runs/demo"),
     max_length: Annotated[int, typer.Option(min=16, help="Most tokens of a row; later turns are left off.")] = 256,
     device: Annotated[
         str, typer.Option(help='"auto" takes a GPU if there is one; else "cpu", "cuda", "cuda:1".')
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of the split, the order and the adapter's first weights.")] = 0,
+    collapse: Annotated[
+        bool, typer.Option("--collapse", help="Train on one safe sentence as every answer, to see the alarm fire.")
+    ] = False,
 ) -> None:
     """Fine-tune a real model on real conversations with LoRA, and show what was trained and what it changed."""
     with _errors_as_messages():
         from sft_plugins.cli.demo import Settings, run_demo
 
         settings = Settings(
-            model=model, data=data, steps=steps, output=output, max_length=max_length, device=device, seed=seed
-        )
+            model=model, data=data, steps=steps, output=output, max_length=max_length, device=device, seed=seed,
+            collapse=collapse,
+        )  # fmt: skip
         run_demo(settings, console=Console())
 
 

@@ -8,7 +8,7 @@ Colour is only used where the terminal has it; in a pipe, a file or under NO_COL
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal
 
 from rich.console import Console
@@ -27,10 +27,7 @@ def token_kinds(labels: Sequence[int]) -> list[Kind]:
     labels −100 −100 7 8 2 −100  →  untrained untrained trained trained stop untrained
     """
     supervised = [label != IGNORE_INDEX for label in labels] + [False]
-    return [
-        "untrained" if not now else "trained" if after else "stop"
-        for now, after in zip(supervised, supervised[1:], strict=False)
-    ]
+    return ["untrained" if not now else "trained" if after else "stop" for now, after in pairwise(supervised)]
 
 
 def masked_row(

