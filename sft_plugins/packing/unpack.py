@@ -34,6 +34,11 @@ from sft_plugins.packing.boundaries import Boundaries
 from sft_plugins.packing.entry import Switch, install
 
 
+_LENGTH_MATTERS = ("reformer",)
+"""Models whose attention to a document depends on how much padding follows it: locality-sensitive hashing sorts tokens
+into chunks, of which there are as many as the padded length fills."""
+
+
 class Unpack:
     """Backend that runs the backbone on separate documents (see `entry.Backend`).
 
@@ -91,7 +96,9 @@ def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries
         # the padding index on (roberta), or by the mask (opt).
         del arguments["position_ids"]
 
+    config = getattr(getattr(call, "__self__", None), "config", None)
     padding = padding and "attention_mask" in inspect.signature(call).parameters
+    padding = padding and getattr(config, "model_type", None) not in _LENGTH_MATTERS
     buckets = _buckets(boundaries.lengths, padding=padding)
     outputs = []
     for bucket in buckets:

@@ -1,4 +1,4 @@
-"""`unpack` equals every document run alone, whatever the documents, the architecture and the way into the model."""
+"""`unpack`, and whatever `isolate` chooses, equal every document run alone: any lengths, any way into the model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.modeling_outputs import BaseModelOutput
+
+from sft_plugins.errors import ContaminationError
+from sft_plugins.packing.boundaries import Boundaries
+from sft_plugins.packing.entry import install
+from sft_plugins.packing.isolation import isolate
+from sft_plugins.packing.unpack import Unpack, _buckets, install_unpack
 from testkit.isolation_oracle import (
     gap,
     make_documents,
@@ -22,11 +29,8 @@ from testkit.isolation_oracle import (
     spill,
 )
 from testkit.tiny_models import WINDOW, build
-from transformers.modeling_outputs import BaseModelOutput
 
-from sft_plugins.errors import ContaminationError
-from sft_plugins.packing.boundaries import Boundaries
-from sft_plugins.packing.unpack import Unpack, _buckets, install_unpack
+WAYS: dict[str, Callable[[Any], Any]] = {"unpack": install_unpack, "auto": isolate}
 
 LENGTHS = [5, 9, 1, 17, 3, 9]
 # dense, sliding window, chunked, experts, hybrid of Mamba and attention, sinks, recurrent, delta rule, wrapper
@@ -54,30 +58,33 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("lengths", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_unpacked_row_equals_documents_run_alone(name: str, lengths: list[int]) -> None:
+def test_packed_row_equals_documents_run_alone(name: str, lengths: list[int], way: str) -> None:
     tiny = build(name)
     documents = make_documents(lengths, tiny.vocab_size)
     alone = run_alone(tiny.model, documents)
-    install_unpack(tiny.model)
+    WAYS[way](tiny.model)
     found = gap(alone, run_packed(tiny.model, documents))
     assert found.logits <= LOGITS, found
     assert found.loss <= LOGITS, found
     assert found.gradients <= GRADIENTS, found
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_changing_one_document_changes_no_other(name: str) -> None:
+def test_changing_one_document_changes_no_other(name: str, way: str) -> None:
     tiny = build(name)
     documents = make_documents(LENGTHS, tiny.vocab_size)
     assert spill(tiny.model, documents, 0, batch=plain_batch) > 1e-3, "without isolation it must"
-    install_unpack(tiny.model)
+    WAYS[way](tiny.model)
     assert max(spill(tiny.model, documents, changed) for changed in (0, 3)) <= LOGITS
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["llama", "mixtral", "jamba", "gpt_oss"])
-def test_five_hundred_documents_in_a_row(name: str) -> None:
+def test_five_hundred_documents_in_a_row(name: str, way: str) -> None:
     """In double precision, where 1500 tokens leave no room to call a leak rounding."""
     tiny = build(name)
     tiny.model.set_experts_implementation("eager")  # the fused one has no double precision
@@ -85,7 +92,7 @@ def test_five_hundred_documents_in_a_row(name: str) -> None:
     lengths = np.random.default_rng(0).integers(1, 6, size=500).tolist()
     documents = make_documents(lengths, tiny.vocab_size)
     alone = run_alone(tiny.model, documents, gradients=False)
-    install_unpack(tiny.model)
+    WAYS[way](tiny.model)
     assert gap(alone, run_packed(tiny.model, documents, gradients=False)).logits <= 1e-13
 
 
@@ -94,8 +101,6 @@ def test_documents_of_equal_length_need_no_mask() -> None:
     tiny = build("prophetnet")
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(tiny.model, documents)
-    from sft_plugins.packing.entry import install
-
     undo = install(tiny.model, Unpack())
     assert gap(alone, run_packed(tiny.model, documents)).logits > 1e-3
     undo()
@@ -117,17 +122,18 @@ def _lora(model: torch.nn.Module) -> Any:
     return adapted.eval()
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "mamba", "opt"])
-def test_lora_gradients_are_those_of_documents_run_alone(name: str, when: str) -> None:
+def test_lora_gradients_are_those_of_documents_run_alone(name: str, when: str, way: str) -> None:
     tiny = build(name)
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(_lora(copy.deepcopy(tiny.model)), documents)
     if when == "before":
-        install_unpack(tiny.model)
+        WAYS[way](tiny.model)
     model = _lora(tiny.model)
     if when == "after":
-        install_unpack(model.get_base_model())
+        WAYS[way](model.get_base_model())
     found = gap(alone, run_packed(model, documents))
     assert alone.gradients
     assert all("lora" in name for name in alone.gradients)
@@ -135,23 +141,25 @@ def test_lora_gradients_are_those_of_documents_run_alone(name: str, when: str) -
     assert found.gradients <= GRADIENTS, found
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", ["llama", "mistral", "opt", "jamba"])
-def test_gradient_checkpointing_recomputes_on_the_same_documents(name: str, reentrant: bool) -> None:
+def test_gradient_checkpointing_recomputes_on_the_same_documents(name: str, reentrant: bool, way: str) -> None:
     tiny = build(name)
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(tiny.model, documents)
     tiny.model.train()  # dropout is off in tiny models; checkpointing works in training mode only
     tiny.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     tiny.model.enable_input_require_grads()
-    install_unpack(tiny.model)
+    WAYS[way](tiny.model)
     found = gap(alone, run_packed(tiny.model, documents))
     assert found.logits <= LOGITS, found
     assert found.gradients <= GRADIENTS, found
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_backbone_called_directly_is_isolated(name: str) -> None:
+def test_backbone_called_directly_is_isolated(name: str, way: str) -> None:
     """TRL's fused head calls `model.base_model` with every key of the batch, not the causal LM."""
     tiny = build(name)
     backbone = tiny.model.base_model
@@ -159,22 +167,23 @@ def test_backbone_called_directly_is_isolated(name: str) -> None:
     documents = make_documents(LENGTHS, tiny.vocab_size)
     with torch.no_grad():
         alone = [backbone(input_ids=document[None], use_cache=False).last_hidden_state[0] for document in documents]
-        install_unpack(tiny.model)
+        WAYS[way](tiny.model)
         packed = backbone(**packed_batch(documents), use_cache=False).last_hidden_state[0].split(LENGTHS)
     for one, other in zip(alone, packed, strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("order", ["head first", "isolation first"])
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt_oss", "mamba", "jamba"])
-def test_fused_lm_head_of_trl_sees_isolated_documents(name: str, order: str) -> None:
+def test_fused_lm_head_of_trl_sees_isolated_documents(name: str, order: str, way: str) -> None:
     utils = pytest.importorskip("trl.trainer.utils")
     if not hasattr(utils, "add_fused_lm_head"):
         pytest.skip("this TRL has no fused LM head (it came after 1.9)")
     tiny = build(name)
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(tiny.model, documents)
-    steps = [utils.add_fused_lm_head, install_unpack]
+    steps = [utils.add_fused_lm_head, WAYS[way]]
     for step in steps if order == "head first" else reversed(steps):
         step(tiny.model)
     tiny.model.zero_grad()
@@ -190,8 +199,9 @@ def test_fused_lm_head_of_trl_sees_isolated_documents(name: str, order: str) -> 
             assert float(difference) <= GRADIENTS * largest, parameter_name
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["llama", "mamba", "opt", "gpt_oss"])
-def test_embeddings_instead_of_ids(name: str) -> None:
+def test_embeddings_instead_of_ids(name: str, way: str) -> None:
     tiny = build(name)
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(tiny.model, documents, gradients=False)
@@ -201,7 +211,7 @@ def test_embeddings_instead_of_ids(name: str) -> None:
         batch["inputs_embeds"] = tiny.model.get_input_embeddings()(batch.pop("input_ids"))
         return batch
 
-    install_unpack(tiny.model)
+    WAYS[way](tiny.model)
     assert gap(alone, run_packed(tiny.model, documents, gradients=False, batch=embedded)).logits <= LOGITS
 
 

@@ -92,7 +92,7 @@ SIZES: dict[str, Any] = {
         "output_channels nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel".split(), HIDDEN
     ),
     **dict.fromkeys("image_size crop_size".split(), 32),
-    **dict.fromkeys("index_topk index_topk_blocks".split(), 4),
+    **dict.fromkeys("index_topk index_topk_blocks".split(), 6),
     **dict.fromkeys("vocab_size vocab_size_per_layer_input audio_vocab_size decoder_vocab_size".split(), VOCAB),
     **dict.fromkeys("pronunciation_vocab_size shape_vocab_size encoder_hash_byte_group_vocab".split(), VOCAB),
     "query_pre_attn_scalar": 8,
@@ -186,8 +186,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 8,
         "lsh_attn_chunk_length": 8,
         "hash_seed": 1,
+        "num_buckets": 4,  # derived from the first sequence it ever sees, if left out
     },
     "xlm": {"causal": True},
+    "xlnet": {"attn_type": "uni"},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "attention_hidden_size": _DERIVED,
