@@ -11,7 +11,8 @@ of packing, so every architecture is served. Head and loss go on seeing one pack
 What it costs. Documents run in buckets, longest first; a bucket takes documents while at least half of its slots are
 tokens, so that at most twice the tokens of the row are computed, in at most log2(longest) + 1 calls (one or two, as a
 rule). Under `torch.distributed` all documents share one call: ranks with sharded weights must make equally many. A
-decoder that takes no attention mask runs on documents of equal length together, without padding.
+decoder that takes no attention mask, or pads wrongly, runs on documents of equal length together, without padding: one
+call for each length, which data parallelism bears and sharded weights do not.
 
 What it does not change. Routing of experts is per token, hence exact; router logits of padding are dropped before the
 head sees them, so the auxiliary loss is that of the packed row (a decoder that computes one inside counts padding).

@@ -306,6 +306,21 @@ def test_every_token_comes_back_in_its_place(options: dict[str, bool]) -> None:
         assert cache is None
 
 
+def test_several_rows_come_back_as_rows() -> None:
+    def backbone(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=input_ids[..., None].float())
+
+    ids = torch.arange(14).view(2, 7)
+    boundaries = Boundaries(np.array([2, 5, 3, 1, 3]), rows=2)
+    assert torch.equal(Unpack().run(backbone, {"input_ids": ids}, boundaries).last_hidden_state[..., 0], ids.float())
+
+
+def test_ranks_make_equally_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sharded weights every call gathers them from all ranks: one rank calling once more would wait for ever."""
+    monkeypatch.setattr("sft_plugins.packing.unpack._ranks", lambda: 2)
+    assert [bucket.tolist() for bucket in _buckets(np.array([900, 1, 1]), padding=True)] == [[0, 1, 2]]
+
+
 def test_at_most_twice_the_tokens_are_computed_in_logarithmically_many_calls() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -64,9 +65,9 @@ class Examined:
     spill: float
 
 
-def examine(name: str) -> Examined:
-    """Measure one architecture, tiny, in fp32 on the CPU."""
-    tiny = build(name)
+def examine(name: str, **changes: Any) -> Examined:
+    """Measure one architecture, tiny, in fp32 on the CPU; `changes` override its configuration."""
+    tiny = build(name, **changes)
     gradients = name not in NO_GRADIENTS
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(tiny.model, documents, gradients=gradients)

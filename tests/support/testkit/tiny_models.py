@@ -14,7 +14,6 @@ dropout off, and weights large enough that every logit depends on its whole cont
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,75 +25,76 @@ HIDDEN = 32
 WINDOW = 7
 """Length of every sliding window and attention chunk: shorter than most test documents, a divisor of none."""
 
+
+def _each(value: int, names: str) -> dict[str, int]:
+    return dict.fromkeys(names.split(), value)
+
+
 # Sizes by the name of the configuration's field, wherever it occurs (text, vision, audio …).
 SIZES: dict[str, Any] = {
-    **dict.fromkeys(
+    **_each(
+        HIDDEN,
         "hidden_size d_model n_embd embed_dim emb_dim embedding_dim embedding_size input_embedding_size hidden_dim "
         "output_embedding_size word_embed_proj_dim lru_width attention_hidden_size adapter_out_dim "
         "hidden_size_global pronunciation_embed_dim shape_embed_dim backbone_hidden_size projector_input_dim "
-        "projector_output_dim out_hidden_size dim_model_base".split(),
-        HIDDEN,
+        "projector_output_dim out_hidden_size dim_model_base",
     ),
-    **dict.fromkeys(
+    **_each(
+        48,
         "intermediate_size ffn_dim ffn_hidden_size expert_ffn_hidden_size decoder_ffn_dim encoder_ffn_dim dim_ff dff d_ff "
         "d_inner n_inner moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size "
         "moe_shared_expert_intermediate_size dense_intermediate_size intermediate_size_mlp feed_forward_size mlp_dim "
-        "shared_intermediate_size".split(),
-        48,
+        "shared_intermediate_size",
     ),
-    **dict.fromkeys(
+    **_each(
+        4,
         "num_attention_heads n_head n_heads attention_heads decoder_attention_heads encoder_attention_heads "
         "num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads linear_num_heads "
-        "linear_num_value_heads mamba_n_heads mamba_num_heads index_n_heads num_heads".split(),
-        4,
+        "linear_num_value_heads mamba_n_heads mamba_num_heads index_n_heads num_heads",
     ),
-    **dict.fromkeys(
-        "num_key_value_heads swa_num_key_value_heads num_kv_heads linear_num_key_heads kv_n_heads num_query_groups "
-        "num_global_key_value_heads".split(),
+    **_each(
         2,
+        "num_key_value_heads swa_num_key_value_heads num_kv_heads linear_num_key_heads kv_n_heads num_query_groups "
+        "num_global_key_value_heads",
     ),
-    **dict.fromkeys(
-        "head_dim swa_head_dim kv_channels dim_head attention_head_size attention_head_dim d_head d_kv linear_head_dim "
-        "linear_key_head_dim linear_value_head_dim index_head_dim qk_nope_head_dim v_head_dim global_head_dim".split(),
+    **_each(
         8,
+        "head_dim swa_head_dim kv_channels dim_head attention_head_size attention_head_dim d_head d_kv linear_head_dim "
+        "linear_key_head_dim linear_value_head_dim index_head_dim qk_nope_head_dim v_head_dim global_head_dim",
     ),
     "qk_rope_head_dim": 4,
     "qk_head_dim": 12,
-    **dict.fromkeys(
-        "rotary_dim q_lora_rank kv_lora_rank o_lora_rank hc_lowrank gated_norm_rank adapter_rank".split(), 8
-    ),
-    **dict.fromkeys("laurel_rank hidden_size_per_layer_input router_hidden_size".split(), 8),
-    **dict.fromkeys(
-        "num_hidden_layers n_layer n_layers num_layers num_blocks decoder_layers encoder_layers num_decoder_layers "
-        "num_encoder_layers depth num_layers_per_stack".split(),
+    **_each(8, "rotary_dim q_lora_rank kv_lora_rank o_lora_rank hc_lowrank gated_norm_rank adapter_rank"),
+    **_each(8, "laurel_rank hidden_size_per_layer_input router_hidden_size"),
+    **_each(
         2,
+        "num_hidden_layers n_layer n_layers num_layers num_blocks decoder_layers encoder_layers num_decoder_layers "
+        "num_encoder_layers depth num_layers_per_stack",
     ),
-    **dict.fromkeys("num_experts num_local_experts n_routed_experts moe_num_experts num_experts_global".split(), 4),
-    **dict.fromkeys("num_experts_per_tok num_experts_per_token moe_k moe_topk moe_top_k top_k_experts".split(), 2),
-    **dict.fromkeys("n_shared_experts num_shared_experts moe_num_shared_experts zero_expert_num".split(), 1),
-    **dict.fromkeys("n_group topk_group num_expert_group".split(), 1),
-    **dict.fromkeys(
-        "sliding_window sliding_window_size attention_window_size window_size local_attention attention_chunk_size "
-        "local_attention_window_len keep_window_size".split(),
+    **_each(4, "num_experts num_local_experts n_routed_experts moe_num_experts num_experts_global"),
+    **_each(2, "num_experts_per_tok num_experts_per_token moe_k moe_topk moe_top_k top_k_experts"),
+    **_each(1, "n_shared_experts num_shared_experts moe_num_shared_experts zero_expert_num"),
+    **_each(1, "n_group topk_group num_expert_group"),
+    **_each(
         WINDOW,
+        "sliding_window sliding_window_size attention_window_size window_size local_attention attention_chunk_size "
+        "local_attention_window_len keep_window_size",
     ),
-    **dict.fromkeys("mamba_d_state state_size ssm_state_size".split(), 4),
-    **dict.fromkeys("mamba_d_head mamba_head_dim mamba_headdim".split(), 16),
-    **dict.fromkeys("mamba_n_groups n_groups mamba_ngroups".split(), 1),
-    **dict.fromkeys("mamba_chunk_size chunk_size".split(), 8),
-    **dict.fromkeys("mamba_dt_rank time_step_rank".split(), 4),
-    **dict.fromkeys(
-        "max_position_embeddings n_positions n_ctx max_target_positions max_source_positions max_seq_len context_length "
-        "model_max_length original_max_position_embeddings".split(),
+    **_each(4, "mamba_d_state state_size ssm_state_size"),
+    **_each(16, "mamba_d_head mamba_head_dim mamba_headdim"),
+    **_each(1, "mamba_n_groups n_groups mamba_ngroups"),
+    **_each(8, "mamba_chunk_size chunk_size"),
+    **_each(4, "mamba_dt_rank time_step_rank"),
+    **_each(
         512,
+        "max_position_embeddings n_positions n_ctx max_target_positions max_source_positions max_seq_len context_length "
+        "model_max_length original_max_position_embeddings",
     ),
-    **dict.fromkeys(
-        "output_channels nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel".split(), HIDDEN
-    ),
-    **dict.fromkeys("image_size crop_size".split(), 32),
-    **dict.fromkeys("index_topk index_topk_blocks".split(), 6),
-    **dict.fromkeys("vocab_size vocab_size_per_layer_input audio_vocab_size decoder_vocab_size".split(), VOCAB),
-    **dict.fromkeys("pronunciation_vocab_size shape_vocab_size encoder_hash_byte_group_vocab".split(), VOCAB),
+    **_each(HIDDEN, "output_channels nemo_conv_channels ext_pw_out_channel depthwise_separable_out_channel"),
+    **_each(32, "image_size crop_size"),
+    **_each(6, "index_topk index_topk_blocks"),
+    **_each(VOCAB, "vocab_size vocab_size_per_layer_input audio_vocab_size decoder_vocab_size"),
+    **_each(VOCAB, "pronunciation_vocab_size shape_vocab_size encoder_hash_byte_group_vocab"),
     "query_pre_attn_scalar": 8,
     "initializer_range": 0.02,
 }
@@ -299,6 +299,6 @@ def enlarge_weights(model: PreTrainedModel) -> None:
         for parameter in model.parameters():
             if parameter.dim() < 2:
                 parameter += 0.1 * torch.randn_like(parameter)
-            elif parameter.std() == 0 and parameter.mean() == 0 or parameter.mean().abs() < parameter.std():
+            elif (parameter.std() == 0 and parameter.mean() == 0) or parameter.mean().abs() < parameter.std():
                 fan_in = parameter[0].numel() if parameter.dim() < 3 else parameter.shape[-1]
                 parameter.copy_(torch.randn_like(parameter) * 1.2 / fan_in**0.5)
