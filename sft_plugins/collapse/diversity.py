@@ -147,9 +147,8 @@ def distinct_n(samples: Sequence[Tokens], n: int, *, tokens: int | None = None) 
     if tokens is None:
         return len(counts) / total
     left = total - np.fromiter(counts.values(), dtype=np.float64)  # N − N_i
-    # log C(a, m) by log-gamma; C(a, m) = 0 where a < m, so such an n-gram is certain to be drawn
-    fits = left >= tokens
-    log_absent = _log_binomial(left[fits], tokens) - _log_binomial(np.array(float(total)), tokens)
+    # log C(a, m) is −∞ where a < m (log-gamma is +∞ at 0, −1, …): such an n-gram is certain to be drawn
+    log_absent = _log_binomial(left, tokens) - _log_binomial(np.array(float(total)), tokens)
     return float((len(left) - np.exp(log_absent).sum()) / tokens)
 
 

@@ -6,6 +6,7 @@ Answers come in modes, a few likely ones per prompt, so eight samples see as lit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,20 +36,36 @@ class World:
         return 1 - (means**2).sum(axis=1)
 
     def narrowed(self, retained: np.ndarray | float) -> World:
-        """The same answers with sharper or flatter odds, so that each prompt keeps `retained` of its true distance."""
-        target = np.broadcast_to(retained, len(self.weights)) * self.distance
-        # w ∝ base^γ: distance falls in γ from that of a uniform choice (γ = 0) to 0 (γ → ∞)
-        low, high = np.zeros(len(target)), np.full(len(target), 60.0)
-        for _ in range(50):
-            middle = (low + high) / 2
-            too_varied = self._sharpened(middle).distance > target
-            low, high = np.where(too_varied, middle, low), np.where(too_varied, high, middle)
-        return self._sharpened((low + high) / 2)
+        """The same answers with sharper odds, so that each prompt keeps `retained` ≤ 1 of its true distance."""
+        log_odds = np.log(self.weights)
 
-    def _sharpened(self, gamma: np.ndarray) -> World:
-        logits = gamma[:, None] * np.log(self.weights)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return replace(self, weights=odds / odds.sum(axis=1, keepdims=True))
+        def sharpened(gamma: np.ndarray) -> World:
+            odds = np.exp(gamma[:, None] * (log_odds - log_odds.max(axis=1, keepdims=True)))
+            return replace(self, weights=odds / odds.sum(axis=1, keepdims=True))
+
+        return self._reaching(retained, sharpened, from_=3000.0, to=1.0)
+
+    def spread(self, factor: np.ndarray | float) -> World:
+        """The same odds, answers drawn towards or away from their mean: each prompt's true distance times `factor`."""
+        centre = np.einsum("pm,pmd->pd", self.weights, self.vectors)[:, None]
+
+        def moved(scale: np.ndarray) -> World:
+            vectors = centre + scale[:, None, None] * (self.vectors - centre)
+            return replace(self, vectors=vectors / np.linalg.norm(vectors, axis=2, keepdims=True))
+
+        return self._reaching(factor, moved, from_=0.0, to=3.0)
+
+    def _reaching(
+        self, share: np.ndarray | float, change: Callable[[np.ndarray], World], *, from_: float, to: float
+    ) -> World:
+        """`change(x)` with the x, per prompt, at which distance is `share` of what it is; it grows from `from_` to `to`."""
+        target = np.broadcast_to(share, len(self.weights)) * self.distance
+        low, high = np.full(len(target), from_), np.full(len(target), to)
+        for _ in range(60):
+            middle = (low + high) / 2
+            short = change(middle).distance < target
+            low, high = np.where(short, middle, low), np.where(short, high, middle)
+        return change(high)
 
     def measured(self, k: int, rng: np.random.Generator, *, equal_k: int | None = None) -> Measures:
         """What a probe with `k` samples per prompt sees; only the figures that the detector reads."""
@@ -90,11 +107,11 @@ def make_world(
     loose = rng.uniform(0.4, 1.2, size=(prompts, 1, 1))  # how far the answers to this prompt spread
     vectors = 0.35 * shared + topic + loose * mode
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    peaked = np.exp(rng.normal(-1.0, 0.5, size=prompts))  # Dirichlet α: a few likely answers and a long tail
-    weights = np.stack([rng.dirichlet(np.full(answers, alpha)) for alpha in peaked]) + 1e-4
+    likely = np.exp(rng.normal(-1.0, 0.5, size=prompts))  # Dirichlet α: a few likely answers and a long tail
+    weights = np.stack([rng.dirichlet(np.full(answers, alpha)) for alpha in likely]) + 1e-4
+    weights /= weights.sum(axis=1, keepdims=True)
     liked = rng.integers(0, _OPENINGS, size=(prompts, 3))  # every prompt has openings that suit it
     opening = np.take_along_axis(liked, rng.integers(0, 3, size=(prompts, answers)), axis=1)
-    weights /= weights.sum(axis=1, keepdims=True)
     return World(vectors, weights, opening, tags or ("open",) * prompts)
 
 

@@ -1,0 +1,92 @@
+"""How often the collapse detector is wrong, and how small a fall it sees: `python tests/benchmarks/bench_detector_power.py`.
+
+Models of known variety (`testkit.answer_worlds`) answer P prompts with K samples each; the baseline has 16 samples, drawn
+once, so its luck is in every probe, as in a real run. A true fall is one of all prompts that could have been asked; those
+that are asked change unequally (± 20 %), so which prompts were asked is luck too. A run has eight probes; the verdict is
+heard after each.
+
+What the words mean here:
+
+- *False alarm*: any finding of level `info` or more, at any of the eight probes, on a run whose diversity is exactly what
+  it was. The target is 5 % of runs. `info` is the most sensitive level; `warn` and `critical` are counted apart, also at
+  the very edge of their bands (a true 62 % and 38 %), where an error is likeliest.
+- *Power*: share of runs in which a true fall is found by the second probe that sees it, the earliest that persistence
+  allows. For a fall of 30 % (70 % retained) the right finding is `info`: 70 % lies above the band of `warn`, which is for a
+  fall beyond what ordinary fine-tuning costs. So `warn` at a true 70 % is counted as an error and power at that level as
+  `narrowing` of any level. `warn` and `critical` have power of their own, at falls that deserve them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from sft_plugins.collapse.verdict import LEVELS, Verdict
+from testkit.collapse_runs import simulated_run, verdicts
+
+HEAD = (
+    f"{'true retained':>14} {'prompts':>8} {'K':>3} {'runs':>5} | {'at 2nd probe: info+':>19} {'warn+':>6} {'crit':>5}"
+)
+HEAD += f" | {'ever: info+':>11} {'warn+':>6} {'crit':>5} | {'homogeneity':>11}"
+
+
+def at_least(verdict: Verdict, level: str) -> bool:
+    return LEVELS.index(verdict.level) >= LEVELS.index(level)
+
+
+def rates(retained: float, *, runs: int, prompts: int, k: int, probes: int = 8) -> list[float]:
+    """Shares of runs: at the second probe and ever, at least info, warn, critical; and homogeneity ever."""
+    heard: list[Sequence[Verdict]] = []
+    for seed in range(runs):
+        heard.append(verdicts(*simulated_run([retained] * probes, seed=seed, prompts=prompts, k=k)))
+    levels = LEVELS[1:]
+    second = [sum(at_least(run[1], level) for run in heard) / runs for level in levels]
+    ever = [sum(any(at_least(v, level) for v in run) for run in heard) / runs for level in levels]
+    return [*second, *ever, sum(any("homogeneity" in v.codes for v in run) for run in heard) / runs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=200)
+    runs = parser.parse_args().runs
+    print(HEAD)
+    started = time.time()
+    found = {}
+    for retained, prompts, k in (
+        (1.0, 16, 8),
+        (1.0, 32, 8),
+        (1.0, 8, 8),
+        (0.93, 32, 8),
+        (0.84, 32, 8),
+        (0.84, 16, 8),
+        (0.7, 16, 8),
+        (0.7, 8, 8),
+        (0.7, 16, 4),
+        (0.62, 16, 8),
+        (0.5, 16, 8),
+        (0.5, 32, 8),
+        (0.38, 16, 8),
+        (0.2, 16, 8),
+        (0.2, 32, 8),
+        (0.05, 16, 8),
+    ):
+        row = found[retained, prompts, k] = rates(retained, runs=runs, prompts=prompts, k=k)
+        print(
+            f"{retained:>14.0%} {prompts:>8} {k:>3} {runs:>5} | {row[0]:>19.1%} {row[1]:>6.1%} {row[2]:>5.1%}"
+            f" | {row[3]:>11.1%} {row[4]:>6.1%} {row[5]:>5.1%} | {row[6]:>11.1%}",
+            flush=True,
+        )
+    false_alarm, power = found[1.0, 16, 8][3], found[0.7, 16, 8][0]
+    print(f"\n16 prompts × 8 samples: false alarms {false_alarm:.1%} of runs (target ≤ 5 %), power at a fall of 30 %")
+    print(f"{power:.1%} at the second probe (target ≥ 80 %), {runs} runs each, {time.time() - started:.0f} s")
+    if false_alarm > 0.05 or power < 0.8:
+        sys.exit("target missed")
+
+
+if __name__ == "__main__":
+    main()
