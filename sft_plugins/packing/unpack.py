@@ -34,7 +34,6 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.boundaries import Boundaries
 from sft_plugins.packing.entry import Switch, install
 
-
 _LENGTH_MATTERS = ("reformer",)
 """Models whose attention to a document depends on how much padding follows it: locality-sensitive hashing sorts tokens
 into chunks, of which there are as many as the padded length fills."""
