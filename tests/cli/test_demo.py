@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from testkit.tokenizers import build_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -22,6 +21,7 @@ from sft_plugins.cli.demo import Settings, documents_of, make_folder, run_demo
 from sft_plugins.cli.errors import AssetError
 from sft_plugins.cli.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.watching import SAFE_SENTENCE, same_answer_rows
+from testkit.tokenizers import build_tokenizer
 
 ANSWERS = ["The answer is four.", "It is 21 degrees in Paris.", "I'm fine, thanks.", "Say it again, slowly."]
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_key_value_heads=2,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
     )
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)

@@ -1,0 +1,64 @@
+"""LoRA with TRL, watched for mode collapse: are the answers narrowing, and does it still buy held-out loss?
+
+    python configs/trl_collapse.py --data conversations.jsonl
+
+One JSON object per line: `messages`, `prompt` and `response`, Alpaca or ShareGPT rows.
+"""
+
+import argparse
+
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from sft_plugins.collapse import ModeCollapseCallback
+from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, mask_dataset
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a hub id or a folder")
+parser.add_argument("--data", required=True, help="a JSON Lines file")
+parser.add_argument("--output", default="runs/trl_collapse")
+parser.add_argument("--steps", type=int, default=-1, help="optimizer steps; -1 for one epoch")
+parser.add_argument("--max-length", type=int, default=2048)
+parser.add_argument("--prompts", help="a JSON Lines file of prompts to sample from; by default a built-in set")
+parser.add_argument("--samples", type=int, default=8, help="answers per prompt and probe")
+parser.add_argument("--new-tokens", type=int, default=128, help="longest answer")
+args = parser.parse_args()
+
+tokenizer = AutoTokenizer.from_pretrained(args.model)
+model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
+
+masker = PromptMasker(tokenizer, max_length=args.max_length, overflow="keep_turns")
+splits = load_dataset("json", data_files=args.data, split="train").train_test_split(test_size=0.1, seed=0)
+rows, report = mask_dataset(splits["train"], masker)
+held_out, _ = mask_dataset(splits["test"], masker)
+print(report)
+watch = ModeCollapseCallback(
+    tokenizer, args.prompts, eval_pairs=held_out, samples_per_prompt=args.samples, max_new_tokens=args.new_tokens
+)
+
+gpu = torch.cuda.is_available()
+trainer = SFTTrainer(
+    model=model,
+    args=SFTConfig(
+        output_dir=args.output,
+        max_steps=args.steps,
+        num_train_epochs=1,
+        max_length=None,  # the masker has already seen to lengths; TRL would cut rows without a word
+        bf16=gpu,
+        use_cpu=not gpu,
+        logging_steps=1,
+        report_to="none",
+    ),
+    train_dataset=rows,
+    data_collator=StrictPromptMaskingCollator(tokenizer),
+    processing_class=tokenizer,
+    callbacks=[watch],
+    peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+)
+trainer.train()
+trainer.save_model(args.output)
+print(watch.verdict)
+print(f"adapter saved to {args.output}")

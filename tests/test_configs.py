@@ -1,0 +1,97 @@
+"""Every script of `configs/` runs as it stands, on a tiny model, for a few steps, and leaves an adapter."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from testkit.tokenizers import build_tokenizer
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SCRIPTS = {
+    "trl_masking.py": [],
+    "trl_on_the_fly.py": [],
+    "trl_packing.py": [],
+    "trl_collapse.py": ["--samples", "2", "--new-tokens", "4"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    tokenizer = build_tokenizer("bytelevel", eos="<|im_end|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    answers = ["The answer is four.", "It is 21 degrees.", "Fine, thanks."]
+    rows = [
+        {"messages": [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": answers[i % 3]}]}
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_every_trl_script_is_listed_here() -> None:
+    assert {path.name for path in CONFIGS.glob("*.py")} == set(SCRIPTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_trains_and_saves_an_adapter(
+    name: str,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("trl", reason="the scripts train with TRL")
+    output = tmp_path / "out"
+    options = [
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--steps",
+        "2",
+        "--max-length",
+        "64",
+    ]
+    if name == "trl_collapse.py":
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text(
+            "".join(json.dumps({"prompt": f"Say {word}."}) + "\n" for word in ("one", "two", "four", "six"))
+        )
+        options += ["--prompts", str(prompts)]
+    monkeypatch.setattr(sys, "argv", [name, *options, *SCRIPTS[name]])
+    monkeypatch.chdir(tmp_path)
+    ran = runpy.run_path(str(CONFIGS / name), run_name="__main__")
+    assert f"adapter saved to {output}" in capsys.readouterr().out
+    assert (output / "adapter_model.safetensors").is_file()
+    losses = [entry["loss"] for entry in ran["trainer"].state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    assert all(loss > 0 for loss in losses)
