@@ -1,0 +1,120 @@
+"""CPU forward + backward of a small Llama: packed (isolated) beside padded and beside a dense 4-D mask, as rows grow.
+
+Documents have one mean length, whatever the row, so packed cost must grow like T (that is Σ l²), a dense mask's like T².
+
+    python tests/benchmarks/bench_attention.py --tokens 1024 2048 4096 8192 16384 --json attention.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sft_plugins.packing.boundaries import Boundaries
+from sft_plugins.packing.isolation import isolate
+from sft_plugins.packing.probe import packed_batch
+
+
+def documents_of(tokens: int, mean: int, seed: int) -> list[torch.Tensor]:
+    """Lognormal lengths around `mean`, clipped to [8, 4·mean], filling exactly `tokens`."""
+    rng = np.random.default_rng(seed)
+    lengths: list[int] = []
+    while sum(lengths) < tokens:
+        drawn = int(np.clip(rng.lognormal(np.log(mean), 0.9), 8, 4 * mean))
+        lengths.append(min(drawn, tokens - sum(lengths)))
+    return [torch.from_numpy(rng.integers(0, 1000, (1, length))) for length in lengths]
+
+
+def dense_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
+    """The row with a block-diagonal mask [1, 1, T, T], True where a token sees."""
+    boundaries = Boundaries(np.array([d.shape[1] for d in documents]))
+    document = boundaries.seq_idx("cpu")[0]
+    mask = torch.ones(len(document), len(document), dtype=torch.bool).tril_()
+    mask &= document[:, None] == document
+    return {
+        "input_ids": torch.cat(documents, 1),
+        "position_ids": boundaries.position_ids("cpu"),
+        "attention_mask": mask[None, None],
+    }
+
+
+def padded_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
+    """One document per row, padded to the longest."""
+    index = Boundaries(np.array([d.shape[1] for d in documents])).padded("cpu")
+    return {"input_ids": torch.cat(documents, 1)[0][index.gather], "attention_mask": index.mask}
+
+
+def seconds(step: Callable[[], Any], repeats: int) -> float:
+    step()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
+    parser.add_argument("--mean", type=int, default=256, help="median document length")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--dense-up-to", type=int, default=8192, help="rows beyond this take too long with a dense mask"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, vocab_size=1000
+    )
+    plain, model = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    isolate(model)
+
+    def step(which: LlamaForCausalLM, batch: dict[str, Any]) -> Callable[[], None]:
+        def run() -> None:
+            which(**batch).logits.sum().backward()
+
+        return run
+
+    records = []
+    print(
+        f"{'tokens':>7} {'docs':>5} {'Σ l² / T²':>9} {'packed s':>9} {'padded s':>9} {'dense s':>9} {'packed µs/token':>16}"
+    )
+    for tokens in options.tokens:
+        documents = documents_of(tokens, options.mean, seed=0)
+        lengths = np.array([d.shape[1] for d in documents])
+        record = {
+            "tokens": tokens,
+            "documents": len(documents),
+            "sum_of_squares": int((lengths**2).sum()),
+            "packed": seconds(step(model, packed_batch(documents, Boundaries(lengths))), options.repeats),
+            "padded": seconds(step(plain, {**padded_batch(documents), "use_cache": False}), options.repeats),
+            "dense": None,
+        }
+        if tokens <= options.dense_up_to:
+            record["dense"] = seconds(step(plain, {**dense_batch(documents), "use_cache": False}), options.repeats)
+        records.append(record)
+        dense = "-" if record["dense"] is None else f"{record['dense']:.3f}"
+        share = record["sum_of_squares"] / tokens**2
+        print(
+            f"{tokens:7d} {len(documents):5d} {share:9.3f} {record['packed']:9.3f} {record['padded']:9.3f} {dense:>9} "
+            f"{record['packed'] / tokens * 1e6:16.1f}",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=2))
+
+
+if __name__ == "__main__":
+    main()
