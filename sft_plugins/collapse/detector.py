@@ -1,6 +1,9 @@
 """Decides from arrays alone whether a model has narrowed against its baseline; knows no model, no trainer, no clock.
 
-`detect(baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorConfig | None) -> Verdict`
+| function | out |
+| --- | --- |
+| `detect(baseline, probes, *, config)` | `Verdict` after the last probe |
+| `detect_each(baseline, probes, *, config)` | `Verdict` after each probe: when something was first found |
 
 Invariants
 - Only *meaning* decides about narrowing: the retained `semantic_distance` of `open` prompts. Without embeddings there
@@ -24,7 +27,7 @@ from sft_plugins.collapse.evidence import estimate, unusable
 from sft_plugins.collapse.measures import Measures
 from sft_plugins.collapse.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
 
-__all__ = ["detect"]
+__all__ = ["detect", "detect_each"]
 
 _INFORMATION_FLOOR = 0.05
 """Nats of prompt–opening information below which a baseline's openings are taken to tell nothing."""
@@ -66,23 +69,39 @@ def detect(baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorC
     Raises:
         CollapseError: `prompts_changed`, when baseline and probes were not asked the same prompts.
     """
+    every = detect_each(baseline, probes, config=config)
+    if every:
+        return every[-1]
+    statement = _obstacle(baseline, config or DetectorConfig()) or _NO_PROBE
+    return Verdict(None, "ok", (statement,), (), {}, None)
+
+
+def detect_each(
+    baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorConfig | None = None
+) -> list[Verdict]:
+    """The verdict after each of `probes` that has tier 2, as `detect` would have given it then.
+
+    For a report: the step at which something was first found.
+    """
     config = config or DetectorConfig()
     probes = [probe for probe in probes if probe.measures is not None]
-    step = probes[-1].step if probes else None
-    obstacle = _obstacle(baseline, probes, config)
+    obstacle = _obstacle(baseline, config)
     if obstacle is not None or baseline is None:
-        return Verdict(step, "ok", () if obstacle is None else (obstacle,), (), {}, None)
+        return [Verdict(probe.step, "ok", (obstacle,) if obstacle else (), (), {}, None) for probe in probes]
 
-    figures = [estimate(baseline, probe, config=config) for probe in probes]
-    raw = [_findings(baseline, probes[: i + 1], figures[i], config) for i in range(len(probes))]
-    confirmed, pending = _confirm(raw, config.persistence)
-    healthy = [probe.step for probe, found in zip(probes, raw, strict=True) if _top(found) in ("ok", "info")]
-    healthy_step = healthy[-1] if healthy else None
-    findings = [
-        *sorted((_with_checkpoint(finding, healthy_step) for finding in confirmed), key=_rank, reverse=True),
-        *_limits_of_sight(baseline, probes[-1], config),
-    ]
-    return Verdict(step, _top(findings), tuple(findings), tuple(pending), figures[-1], healthy_step)
+    every: list[Verdict] = []
+    raw: list[list[Finding]] = []
+    healthy_step = None
+    for i, probe in enumerate(probes):
+        figures = estimate(baseline, probe, config=config)
+        raw.append(_findings(baseline, probes[: i + 1], figures, config))
+        if _top(raw[-1]) in ("ok", "info"):
+            healthy_step = probe.step
+        confirmed, pending = _confirm(raw, config.persistence)
+        confirmed = [_with_checkpoint(finding, healthy_step) for finding in confirmed]
+        findings = [*sorted(confirmed, key=_rank, reverse=True), *_limits_of_sight(baseline, probe, config)]
+        every.append(Verdict(probe.step, _top(findings), tuple(findings), tuple(pending), figures, healthy_step))
+    return every
 
 
 def _findings(
@@ -191,15 +210,13 @@ def _confirm(raw: Sequence[Sequence[Finding]], persistence: int) -> tuple[list[F
     return confirmed, pending
 
 
-def _obstacle(baseline: Probe | None, probes: Sequence[Probe], config: DetectorConfig) -> Finding | None:
+def _obstacle(baseline: Probe | None, config: DetectorConfig) -> Finding | None:
     """What makes any verdict impossible."""
     if baseline is None or baseline.measures is None:
         advice = "Start from step 0, or keep the folder with the baseline when resuming."
         return _statement("no_baseline", "there is no baseline to compare with", advice)
     if (reason := unusable(baseline.measures, config=config)) is not None:
         return _statement("baseline_unusable", f"no verdict: {reason} in the baseline", _ADVICE["baseline_unusable"])
-    if not probes:
-        return _statement("no_probe", "no probe has sampled answers yet", "Wait for the first probe.")
     return None
 
 
@@ -233,6 +250,9 @@ def _limits_of_sight(baseline: Probe, now: Probe, config: DetectorConfig) -> lis
 
 def _statement(code: str, evidence: str, suggestion: str) -> Finding:
     return Finding("ok", code, None, None, None, None, evidence, suggestion)
+
+
+_NO_PROBE = _statement("no_probe", "no probe has sampled answers yet", "Wait for the first probe.")
 
 
 def _with_checkpoint(finding: Finding, healthy_step: int | None) -> Finding:

@@ -26,8 +26,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+from sft_plugins.collapse.detector import detect_each
 from sft_plugins.collapse.verdict import LEVELS, Verdict
-from testkit.collapse_runs import simulated_run, verdicts
+from testkit.collapse_runs import simulated_run
 
 HEAD = (
     f"{'true retained':>14} {'prompts':>8} {'K':>3} {'runs':>5} | {'at 2nd probe: info+':>19} {'warn+':>6} {'crit':>5}"
@@ -43,7 +44,7 @@ def rates(retained: float, *, runs: int, prompts: int, k: int, probes: int = 8) 
     """Shares of runs: at the second probe and ever, at least info, warn, critical; and homogeneity ever."""
     heard: list[Sequence[Verdict]] = []
     for seed in range(runs):
-        heard.append(verdicts(*simulated_run([retained] * probes, seed=seed, prompts=prompts, k=k)))
+        heard.append(detect_each(*simulated_run([retained] * probes, seed=seed, prompts=prompts, k=k)))
     levels = LEVELS[1:]
     second = [sum(at_least(run[1], level) for run in heard) / runs for level in levels]
     ever = [sum(any(at_least(v, level) for v in run) for run in heard) / runs for level in levels]

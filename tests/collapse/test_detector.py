@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sft_plugins.collapse.detector import detect
+from sft_plugins.collapse.detector import detect, detect_each
 from sft_plugins.collapse.evidence import estimate, unusable
 from sft_plugins.collapse.measures import Measures, measure
 from sft_plugins.collapse.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
 from sft_plugins.errors import CollapseError
 from testkit.answer_worlds import World, make_world
-from testkit.collapse_runs import simulated_run, verdicts
+from testkit.collapse_runs import simulated_run
 
 PROMPTS, K = 16, 8
 FORKS = np.random.default_rng(7).uniform(5, 15, 24)
@@ -105,7 +105,7 @@ def test_one_sentence_to_everything_is_critical_and_homogeneous(
     rng = np.random.default_rng(3)
     one = world.vectors[0, 0] + rng.normal(0, 0.005, size=(PROMPTS, K, world.vectors.shape[2]))
     now = answers([[SAFE] * K] * PROMPTS, list(one))
-    heard = verdicts(real_base, [probe(10, now, forks=forks), probe(20, now, forks=forks)])
+    heard = detect_each(real_base, [probe(10, now, forks=forks), probe(20, now, forks=forks)])
     assert [verdict.level for verdict in heard] == ["ok", "critical"]
     assert heard[1].codes == {"narrowing", "homogeneity"}
     assert "different prompts are closer" in finding(heard[1], "narrowing").evidence
@@ -135,6 +135,28 @@ def test_confident_but_prompt_specific_is_narrow_not_homogeneous(world: World, r
     assert verdict.codes == {"narrowing"}
     assert verdict.level == "critical"
     assert "fork entropy" in finding(verdict, "narrowing").evidence
+
+
+def test_a_common_style_that_keeps_to_its_prompt_is_not_homogeneity(base: Measures) -> None:
+    """All answers move closer to one another, as a house style does, yet tell as much about their prompt as before."""
+    assert base.cross_similarity is not None
+    styled = dataclasses.replace(base, cross_similarity=base.cross_similarity + 0.2)
+    loud = dataclasses.replace(
+        changed(base, opening_information=base.per_prompt["opening_information"] - 0.5),
+        cross_similarity=base.cross_similarity + 0.2,
+    )
+    heard = [detect(probe(0, base), [probe(1, now), probe(2, now)]) for now in (styled, loud)]
+    assert [verdict.codes for verdict in heard] == [set(), {"homogeneity"}]
+
+
+def test_the_history_of_verdicts_is_what_was_heard_at_each_probe() -> None:
+    baseline, probes = simulated_run([1.0, 0.7, 0.4, 0.3], seed=0)
+    probes.insert(1, probe(15, None))
+    every = detect_each(baseline, probes)
+    assert every == [detect(baseline, probes[:n]) for n in (1, 3, 4, 5)]
+    assert [verdict.step for verdict in every] == [10, 20, 30, 40]
+    assert detect_each(None, probes)[0].codes == {"no_baseline"}
+    assert detect_each(baseline, []) == []
 
 
 def test_without_a_second_axis_the_same_fall_is_a_warning_that_says_so(world: World, base: Measures) -> None:
@@ -201,7 +223,7 @@ def test_a_healthy_run_is_at_most_info() -> None:
     """Ordinary fine-tuning costs some variety while held-out loss falls."""
     for seed in range(4):
         baseline, probes = simulated_run(np.linspace(1, 0.75, 6).tolist(), seed=seed)
-        heard = verdicts(baseline, probes)
+        heard = detect_each(baseline, probes)
         assert {verdict.level for verdict in heard} <= {"ok", "info"}
         assert heard[-1].codes <= {"narrowing"}
         assert heard[-1].healthy_step == probes[-1].step
@@ -212,7 +234,7 @@ def test_a_healthy_run_is_at_most_info() -> None:
 
 def test_nothing_is_found_by_a_single_probe(base: Measures) -> None:
     low, well = scaled(base, 0.3), scaled(base, 1.0)
-    heard = verdicts(probe(0, base), [probe(i, m) for i, m in enumerate((low, well, low, low, well), start=1)])
+    heard = detect_each(probe(0, base), [probe(i, m) for i, m in enumerate((low, well, low, low, well), start=1)])
     assert [verdict.level for verdict in heard] == ["ok", "ok", "ok", "warn", "ok"]
     assert [[found.level for found in verdict.pending] for verdict in heard] == [["warn"], [], ["warn"], [], []]
     assert [verdict.healthy_step for verdict in heard] == [None, 2, 2, 2, 5]
@@ -220,7 +242,7 @@ def test_nothing_is_found_by_a_single_probe(base: Measures) -> None:
 
 
 def test_a_finding_is_confirmed_at_the_lower_of_two_levels(base: Measures) -> None:
-    heard = verdicts(
+    heard = detect_each(
         probe(0, base), [probe(i, scaled(base, share)) for i, share in enumerate((0.8, 0.5, 0.5), start=1)]
     )
     assert [verdict.level for verdict in heard] == ["ok", "info", "warn"]
@@ -291,7 +313,7 @@ def losses(base: Measures, shares: Sequence[float], values: Sequence[float | Non
         probe(10 * (i + 1), scaled(base, share), loss=loss)
         for i, (share, loss) in enumerate(zip(shares, values, strict=True))
     ]
-    return verdicts(probe(0, base, loss=3.0), probes)
+    return detect_each(probe(0, base, loss=3.0), probes)
 
 
 def test_narrowing_that_no_longer_buys_loss_is_said_with_the_checkpoint_to_take(base: Measures) -> None:
@@ -476,7 +498,7 @@ def heard_at_least(verdict: Verdict, level: str) -> bool:
 def test_false_alarms_are_rare_on_runs_that_lose_nothing() -> None:
     """Any finding at any of six probes counts; the baseline's luck is in all of them."""
     config = DetectorConfig(resamples=600)
-    runs = [verdicts(*simulated_run([1.0] * 6, seed=seed), config) for seed in range(30)]
+    runs = [detect_each(*simulated_run([1.0] * 6, seed=seed), config=config) for seed in range(30)]
     alarms = sum(any(heard_at_least(verdict, "info") for verdict in run) for run in runs)
     assert alarms <= 4  # a detector that errs in 5 % of runs has five or more of 30 in 1.6 % of tries
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_plugins.collapse.detector import detect
-from sft_plugins.collapse.verdict import DetectorConfig, Probe, Verdict
+from sft_plugins.collapse.verdict import Probe
 from testkit.answer_worlds import fork_entropy, make_world
 
 PAIRS = 24
@@ -46,8 +45,3 @@ def simulated_run(
             )
         )
     return baseline, probes
-
-
-def verdicts(baseline: Probe, probes: Sequence[Probe], config: DetectorConfig | None = None) -> list[Verdict]:
-    """The verdict after every probe, as a run would have heard them."""
-    return [detect(baseline, probes[: i + 1], config=config) for i in range(len(probes))]
