@@ -89,20 +89,15 @@ def diversity_map(
             axes.scatter(*zip(*points, strict=True), s=9, color=colour, alpha=0.35, linewidth=0)
     steps, within, across = zip(*walk, strict=True)
     axes.plot(within, across, color=colours.ink, linewidth=1.4)
-    axes.scatter(within[:1], across[:1], s=55, color=colours.base, zorder=3)
-    axes.scatter(within[-1:], across[-1:], s=55, color=colours.now, zorder=3)
-    for i, words in ((0, "before training"), (-1, f"step {steps[-1]}")):
-        axes.annotate(
-            words,
-            (within[i], across[i]),
-            xytext=(7, 7 if i == 0 else -13),
-            textcoords="offset points",
-            fontsize=9,
-            color=colours.ink,
-        )
+    axes.scatter(within[:1], across[:1], s=55, color=colours.base, zorder=3, label="before training")
+    axes.scatter(within[-1:], across[-1:], s=55, color=colours.now, zorder=3, label=f"step {steps[-1]}")
     axes.set_xlabel("variety within a prompt")
     axes.set_ylabel("variety across prompts")
     axes.margins(0.15)
+    # From 0, the collapsed corner: on axes cut to the data, chance would look like a journey.
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    _legend(axes, colours)
     return figure
 
 
@@ -186,4 +181,4 @@ def _axes(colours: Palette) -> tuple[Any, Any]:
 
 def _legend(axes: Any, colours: Palette) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=colours.ink)
+        axes.legend(frameon=False, fontsize=9, labelcolor=colours.ink, loc="best")

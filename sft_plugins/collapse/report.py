@@ -299,7 +299,7 @@ def _pictures(report: Report) -> list[tuple[str, str, str, Any]]:
         add(
             "diversity",
             "Variety kept",
-            "How much of its variety of meaning the model keeps on open prompts, with 95 % intervals. An alarm needs the "
+            "How much of its variety of meaning the model keeps on open prompts, with 95% intervals. An alarm needs the "
             "whole interval below a line, twice in a row.",
             lambda c: charts.curve(
                 [banded(report.retained, "open prompts")], ylabel="share kept", colours=c, bands=lines
