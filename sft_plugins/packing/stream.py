@@ -52,7 +52,7 @@ def pack_stream(
         fast_forward: how `load_state_dict` finds its place in `rows`. `"replay"` iterates over them from the start and
             discards what was consumed: exact for every source that repeats itself (shuffles need a fixed seed).
             `"state"` hands `rows.load_state_dict` the state that `rows.state_dict()` gave: quick, and as exact as the
-            source is (`datasets` refills shuffle buffers with other rows).
+            source is (`datasets` refills shuffle buffers with other rows, and 4.8 loses its place in filtered streams).
 
     Raises:
         PackingError: `bad_option`, `bad_capacity` here; while iterating, with the row, those of `pack_dataset`, and
