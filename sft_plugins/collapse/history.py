@@ -10,8 +10,8 @@
 | `end` | training ends | step, cost |
 
 A run that resumes from step s appends a new `run` with `"step": s`: what stands before it with a later step belongs
-to a future that did not happen, and `read_history` leaves it out. NaN and infinity are written as null, which JSON
-can hold.
+to a future that did not happen, and `read_history` leaves it out; a `run` from step 0 starts anew. NaN and infinity
+are written as null, which JSON can hold.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
                 f"{path} has schema {record['schema']}, this version reads {SCHEMA}", code="history_file", row=number
             )
         if record["kind"] == "run":
-            records = [r for r in records if r.get("step", 0) <= record["step"] and r["kind"] != "end"]
+            kept = record["step"]  # 0: a run of its own, in a folder used before
+            records = [r for r in records if kept and r.get("step", 0) <= kept and r["kind"] != "end"]
         records.append(record)
     if not any(r["kind"] == "run" for r in records):
         raise CollapseError(f"{path} holds no run", code="history_file", remedy="pass the history.jsonl of a run")
