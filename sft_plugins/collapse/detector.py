@@ -18,6 +18,7 @@ Levels and codes: `verdict.py`. Figures: `evidence.py`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -162,11 +163,13 @@ def _tax_without_benefit(probes: Sequence[Probe], config: DetectorConfig) -> Fin
 
     While held-out loss keeps falling, the best so far is the last probe; after that it stays where the benefit ended.
     """
-    now, earlier = probes[-1], [(p.heldout_loss, p) for p in probes[:-1] if p.heldout_loss is not None]
-    if now.heldout_loss is None or now.measures is None or not earlier:
+    known = [(p.heldout_loss, p) for p in probes if p.heldout_loss is not None and math.isfinite(p.heldout_loss)]
+    now = probes[-1]
+    if len(known) < 2 or known[-1][1] is not now or now.measures is None:
         return None
+    now_loss, earlier = known[-1][0], known[:-1]
     loss, best = min(reversed(earlier), key=lambda pair: pair[0])  # the latest of equals
-    if best.measures is None or now.heldout_loss < loss * (1 - config.heldout_tolerance):
+    if best.measures is None or now_loss < loss * (1 - config.heldout_tolerance):
         return None
     is_open = now.measures.is_open
     kept = ratio(
@@ -176,10 +179,10 @@ def _tax_without_benefit(probes: Sequence[Probe], config: DetectorConfig) -> Fin
     )
     if kept is None or kept.clusters < config.min_prompts or kept.p >= config.alpha:
         return None
-    rose = now.heldout_loss > loss * (1 + config.heldout_tolerance)
+    rose = now_loss > loss * (1 + config.heldout_tolerance)
     evidence = (
         f"since step {best.step} diversity fell to {kept.value:.0%} (interval {kept.lo:.0%}–{kept.hi:.0%}) while "
-        f"held-out loss {'rose' if rose else 'did not fall'} ({loss:.4f} → {now.heldout_loss:.4f} nats)"
+        f"held-out loss {'rose' if rose else 'did not fall'} ({loss:.4f} → {now_loss:.4f} nats)"
     )
     advice = f"Stop earlier: the checkpoint at step {best.step} is as good on held-out data, and more varied."
     level = "warn" if rose else "info"

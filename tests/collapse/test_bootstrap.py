@@ -1,10 +1,12 @@
 """Intervals over prompts: the right statistic, the right unit, honest at small P."""
 
+import doctest
 import itertools
 
 import numpy as np
 import pytest
 
+from sft_plugins.collapse import bootstrap
 from sft_plugins.collapse.bootstrap import Resampling, holm, mean_difference, pair_mean_difference, ratio
 
 
@@ -137,3 +139,9 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     now = base[::-1]
     assert ratio(now, base) == ratio(now, base)
     assert ratio(now, base) != ratio(now, base, resampling=Resampling(seed=1))
+
+
+def test_the_docstrings_example_holds() -> None:
+    result = doctest.testmod(bootstrap)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -340,6 +340,7 @@ def test_narrowing_while_heldout_loss_rises_is_a_warning(base: Measures) -> None
         ([0.8, 0.8, 0.8, 0.8], [2.5, 2.5, 2.5, 2.6]),  # it no longer narrows
         ([0.95, 0.9, 0.85, 0.8], [None, None, None, None]),  # nothing held out
         ([0.95, 0.9, 0.85, 0.8], [2.0, None, None, 2.0]),  # not two probes in a row
+        ([0.95, 0.9, 0.85, 0.8], [2.0, 1.9, float("nan"), float("nan")]),  # a loss that is no number
     ],
 )
 def test_there_is_no_tax_without_benefit_otherwise(

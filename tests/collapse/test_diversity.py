@@ -1,5 +1,6 @@
 """Tier 2 within a prompt: golden values, oracles, and the pitfalls each figure is known for."""
 
+import doctest
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import sacrebleu
 from scipy.special import comb
 
+from sft_plugins.collapse import diversity
 from sft_plugins.collapse.diversity import (
     cosine_kernel,
     distinct_n,
@@ -199,3 +201,9 @@ def test_length_ratio() -> None:
     assert length_ratio([2, 4], [6]) == 0.5
     assert length_ratio([], [3]) is None
     assert length_ratio([3], [0, 0]) is None
+
+
+def test_the_docstrings_example_holds() -> None:
+    result = doctest.testmod(diversity)
+    assert result.attempted > 0
+    assert result.failed == 0
