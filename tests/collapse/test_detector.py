@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from sft_plugins.collapse.bootstrap import Estimate
 from sft_plugins.collapse.detector import detect, detect_each
 from sft_plugins.collapse.evidence import estimate, unusable
 from sft_plugins.collapse.measures import Measures, measure
@@ -276,6 +277,17 @@ def test_a_wide_interval_stays_below_the_level_of_its_value(base: Measures) -> N
     assert found.hi is not None
     assert found.value < 0.62 < found.hi
     assert found.level == "info"
+
+
+def test_a_figure_must_stand_out_among_all_that_are_tested(base: Measures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holm: p = .015 is a finding for one figure alone, and chance for the best of five."""
+    fall, flat = Estimate(0.9, 0.8, 0.99, 0.015, 16), Estimate(0.0, -0.1, 0.1, 0.9, 16)
+    others = dict.fromkeys(("fork_retention", "opening_rise", "similarity_rise", "information_change"), flat)
+    heard = []
+    for figures in ({"diversity_retained": fall}, {"diversity_retained": fall, **others}):
+        monkeypatch.setattr("sft_plugins.collapse.detector.estimate", lambda *_, figures=figures, **__: figures)
+        heard.append(detect(probe(0, base), [probe(1, base), probe(2, base)]).level)
+    assert heard == ["info", "ok"]
 
 
 def test_bands_are_parameters(base: Measures) -> None:
