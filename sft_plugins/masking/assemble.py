@@ -5,13 +5,13 @@
     − −  −  −     31 32 2 −     (13: "\\n")   −  −  −              33 2
 
 Parity of a later turn: its whole prompt must tokenise to exactly the row so far. That holds, joint by joint, where `added`
-begins with a special token (a safe joint, see `text.py`) and the earlier response, tokenised together with the prompt before
-it, gives the same ids as apart. Where a joint is not safe the whole prompt is tokenised and compared.
+begins at a safe joint (see `text.py`) and the turn before it is `joined` (see `turn_ids.py`). Where it is not shown that way,
+the whole prompt is tokenised and compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sft_plugins._constants import IGNORE_INDEX
@@ -20,6 +20,7 @@ from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.plan import Turn, history_rewrite
 from sft_plugins.masking.text import TextTokenizer
+from sft_plugins.masking.turn_ids import TurnIds
 
 
 @dataclass
@@ -39,43 +40,9 @@ class Row:
         return labels
 
 
-class TextIds:
-    """Ids of every text that a batch of plans needs, from two calls of the tokenizer."""
-
-    def __init__(self, text: TextTokenizer, plans: Iterable[list[Turn]]) -> None:
-        self._text = text
-        plain: dict[str, None] = {}
-        responses: dict[str, None] = {}
-        for turns in plans:
-            for turn, following in zip(turns, [*turns[1:], None], strict=True):
-                plain[turn.prompt if turn.added is None else turn.added] = None
-                responses[turn.response] = None
-                if following is not None and following.added is not None:
-                    if text.is_safe_joint(following.added) and (head := self.generation_head(turn)) is not None:
-                        plain[head + turn.response] = None
-                    else:
-                        plain[following.prompt] = None
-        self.plain: dict[str, list[int]] = dict(zip(plain, text.encode(list(plain)), strict=True))
-        self.responses = dict(zip(responses, text.encode_continuations(list(responses)), strict=True))
-
-    def generation_head(self, turn: Turn) -> str | None:
-        """The end of a turn's prompt that may be tokenised on its own: the assistant's header, typically."""
-        prompt = turn.prompt if turn.added is None else turn.added
-        start = self._text.last_safe_joint(prompt)
-        return None if start is None else prompt[start:]
-
-    def joins(self, row_ids: list[int], turn: Turn, following: Turn) -> bool:
-        """Whether the whole prompt of `following` tokenises to `row_ids` (which end with its added text)."""
-        added = following.added or ""
-        head = self.generation_head(turn) if self._text.is_safe_joint(added) else None
-        if head is None:
-            return self.plain[following.prompt] == row_ids
-        return self.plain[head + turn.response] == self._text.encode_short(head) + self.responses[turn.response]
-
-
 def assemble(
     turns: list[Turn],
-    ids: TextIds,
+    ids: list[TurnIds],
     text: TextTokenizer,
     stops: frozenset[int],
     header_stops: Mapping[str, int],
@@ -87,32 +54,38 @@ def assemble(
         MaskingError: `boundary`, `content_lost`, `missing_stop`, `history_rewrite`.
     """
     row: Row | None = None
-    for turn in turns:
+    before_joined = False
+    for turn, own in zip(turns, ids, strict=True):
+        prompt = own.prompt
         if row is not None and turn.added is not None:
-            candidate = row.input_ids + row.pending + ids.plain[turn.added]
-            if ids.joins(candidate, row.turns[-1], turn):
-                _end_by_header(row, candidate, text, stops)
-                row.input_ids = candidate
-                _append_response(row, turn, ids, text, stops)
+            following = row.pending + own.prompt
+            if (before_joined and text.is_safe_joint(turn.added)) or (
+                text.encode([turn.prompt])[0] == row.input_ids + following
+            ):
+                _end_by_header(row, following, text, stops)
+                row.input_ids += following
+                _append_response(row, turn, own.response, text, stops)
+                before_joined = own.joined
                 continue
             if options.on_history_rewrite == "raise":
                 raise history_rewrite(turn.index, "tokens merge across the turns")
+            prompt = text.encode([turn.prompt])[0]
+        repeated = 0
         if row is not None:
             yield _finished(row, stops, header_stops)
-        repeated = 0 if row is None else len(row.input_ids)
-        prompt_ids = ids.plain[turn.prompt] if turn.prompt in ids.plain else text.encode([turn.prompt])[0]
-        row = Row(list(prompt_ids), repeated=min(repeated, len(prompt_ids)))
-        _append_response(row, turn, ids, text, stops)
+            repeated = min(len(row.input_ids), len(prompt))
+        row = Row(list(prompt), repeated=repeated)
+        _append_response(row, turn, own.response, text, stops)
+        before_joined = own.joined
     if row is not None:
         yield _finished(row, stops, header_stops)
 
 
-def _append_response(row: Row, turn: Turn, ids: TextIds, text: TextTokenizer, stops: frozenset[int]) -> None:
-    response = ids.responses[turn.response]
+def _append_response(row: Row, turn: Turn, response: list[int], text: TextTokenizer, stops: frozenset[int]) -> None:
     end = supervised_length(turn, response, text, stops)
     start = len(row.input_ids)
     row.spans.append((start, start + end))
-    row.input_ids = row.input_ids + response[:end]
+    row.input_ids += response[:end]
     row.pending = response[end:]
     row.turns.append(turn)
 
@@ -142,13 +115,13 @@ def supervised_length(turn: Turn, response: list[int], text: TextTokenizer, stop
     raise _missing_stop(turn, f"the last of its text comes after its last stop token: {turn.response[-60:]!r}")
 
 
-def _end_by_header(row: Row, candidate: list[int], text: TextTokenizer, stops: frozenset[int]) -> None:
-    """A turn without a stop token of its own is ended by the header that follows, if that is one (GLM)."""
-    start, end = row.spans[-1]
-    if candidate[end - 1] in stops:
+def _end_by_header(row: Row, following: list[int], text: TextTokenizer, stops: frozenset[int]) -> None:
+    """A turn without a stop token of its own is ended by the header that follows, if that begins with one (GLM)."""
+    if row.input_ids[-1] in stops:
         return
-    if row.pending or candidate[end] not in stops:
-        raise _missing_stop(row.turns[-1], f"what follows is {text.decode(candidate[end : end + 3])!r}")
+    if row.pending or following[0] not in stops:
+        raise _missing_stop(row.turns[-1], f"what follows is {text.decode(following[:3])!r}")
+    start, end = row.spans[-1]
     row.spans[-1] = (start, end + 1)
 
 

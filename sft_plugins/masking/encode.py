@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.assemble import Row, TextIds, assemble
+from sft_plugins.masking.assemble import Row, assemble
 from sft_plugins.masking.checks import RowRules, find_violation
 from sft_plugins.masking.examples import Conversation, TextPair, parse_example
+from sft_plugins.masking.headers import check_every_turn_supervised
 from sft_plugins.masking.options import Errors, HistoryRewrite, MaskingOptions, Overflow, SpecialTokens, TrainOn
 from sft_plugins.masking.overflow import fit
 from sft_plugins.masking.pairs import pair_row
@@ -30,7 +31,7 @@ from sft_plugins.masking.roles import role_tokens
 from sft_plugins.masking.stops import find_stop_tokens
 from sft_plugins.masking.text import TextTokenizer
 from sft_plugins.masking.tokenized import Tokenized
-from sft_plugins.masking.turnheads import check_every_turn_supervised
+from sft_plugins.masking.turn_ids import TurnIds, encode_turns
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ class PromptMasker:
     def encode_batch(self, examples: Iterable[Mapping[str, Any]]) -> list[Outcome]:
         """An `Outcome` per row of data; nothing is raised. All texts go through the tokenizer together."""
         plans = [self._plan(example) for example in examples]
-        ids = TextIds(self._text, [plan for plan in plans if isinstance(plan, list)])
-        return [self._outcome(plan, ids) for plan in plans]
+        ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
+        return [self._outcome(plan, next(ids) if isinstance(plan, list) else []) for plan in plans]
 
     def token_names(self, ids: Iterable[int]) -> dict[int, str]:
         """The text of those of `ids` that stop generation, for reports."""
@@ -175,7 +176,7 @@ class PromptMasker:
         except MaskingError as error:
             return error
 
-    def _outcome(self, plan: list[Turn] | TextPair | Tokenized | MaskingError, ids: TextIds) -> Outcome:
+    def _outcome(self, plan: list[Turn] | TextPair | Tokenized | MaskingError, ids: list[TurnIds]) -> Outcome:
         if isinstance(plan, MaskingError):
             return Outcome([], [plan])
         rows: list[MaskedExample] = []
@@ -189,7 +190,7 @@ class PromptMasker:
             return Outcome([], [error])
         return Outcome(rows, errors)
 
-    def _examples(self, plan: list[Turn] | TextPair | Tokenized, ids: TextIds) -> list[MaskedExample]:
+    def _examples(self, plan: list[Turn] | TextPair | Tokenized, ids: list[TurnIds]) -> list[MaskedExample]:
         if isinstance(plan, Tokenized):
             example = MaskedExample(plan.input_ids, plan.labels)
             if plan.assistant_mask:

@@ -249,7 +249,9 @@ def _clean_message(raw: Message, index: int) -> Message:
             "Rename it: a misspelt role would train nothing.",
         )
     message = {
-        key: drop_none(value) for key, value in raw.items() if value is not None and key not in ("weight", "train")
+        key: value if isinstance(value, str) else drop_none(value)
+        for key, value in raw.items()
+        if value is not None and key not in ("weight", "train")
     }
     content = message.get("content")
     if content is None and not message.get("tool_calls") and not reasoning_text(message):

@@ -104,10 +104,9 @@ def _check_messages(
             )
     if options.special_tokens_in_content == "raise":
         for index, message in enumerate(messages[: indices[-1] + 1]):
-            for content in message_texts(message):
-                found = text.find_special(content)
-                if found is not None:
-                    raise special_token_error(found, f"message {index} ({message['role']})")
+            found = text.find_special("\0".join(message_texts(message)))
+            if found is not None:
+                raise special_token_error(found, f"message {index} ({message['role']})")
 
 
 def special_token_error(found: str, where: str) -> MaskingError:

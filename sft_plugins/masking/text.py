@@ -43,6 +43,7 @@ class TextTokenizer:
         self._safe_pattern = _alternation(_safe_joints(added) if self._backend is not None else ())
         self._direct = self._backend is not None and self._direct_equals_public()
         self.pieces = _piece_table(self)
+        self._piece_widths = None if self.pieces is None else np.array([len(piece) for piece in self.pieces])
         self._short: dict[str, list[int]] = {}
         self._continues = self.pieces is not None and self.decodes_to(self.encode(["Zq"])[0], "Zq")
 
@@ -88,7 +89,7 @@ class TextTokenizer:
             return self.encode(texts)
         plain = self.encode(texts)
         return [
-            ids if self._goes_on(ids, text) else self._anchored(text, ids)
+            ids if self.goes_on(ids, text) else self._anchored(text, ids)
             for text, ids in zip(texts, plain, strict=True)
         ]
 
@@ -114,8 +115,7 @@ class TextTokenizer:
 
     def widths(self, ids: Sequence[int]) -> np.ndarray | None:
         """Bytes each id stands for, int64 `[T]`; None for tokenizers whose ids stand for no fixed bytes."""
-        pieces = self.pieces
-        return None if pieces is None else np.fromiter((len(pieces[i]) for i in ids), np.int64, len(ids))
+        return None if self._piece_widths is None else self._piece_widths[np.asarray(ids, np.int64)]
 
     def is_safe_joint(self, text: str) -> bool:
         """Whether tok(left + text) = tok(left) + tok(text) for every `left`."""
@@ -137,21 +137,23 @@ class TextTokenizer:
         """Everything that decides how this tokenizer tokenises, as text; what earlier calls left switched on excluded."""
         if self._backend is None:
             return json.dumps([self.tokenizer.get_vocab(), repr(self.tokenizer)], sort_keys=True)
-        definition = json.loads(self._backend.to_str())
-        return json.dumps({**definition, "padding": None, "truncation": None}, sort_keys=True)
+        definition = self._backend.to_str()
+        return definition[definition.index('"added_tokens"') :]  # after "version", "truncation" and "padding"
 
     def _anchored(self, text: str, plain: list[int]) -> list[int]:
         for anchor in _ANCHORS:
             front = self.encode_short(anchor)
             ids = self.encode([anchor + text])[0]
-            if ids[: len(front)] == front and self._goes_on(ids[len(front) :], text):
+            if ids[: len(front)] == front and self.goes_on(ids[len(front) :], text):
                 return ids[len(front) :]
         return plain  # the caller's coverage check says what is wrong with it
 
-    def _goes_on(self, ids: list[int], text: str) -> bool:
+    def goes_on(self, ids: list[int], text: str) -> bool:
         """Whether `ids` give `text` up to their first special token. Slow tokenizers put a space behind those as well."""
-        end = next((i + 1 for i, token in enumerate(ids) if token in self.special_ids), len(ids))
-        return text.startswith(self.decode(ids[:end])) if end < len(ids) else self.decodes_to(ids, text)
+        special = next((i for i, token in enumerate(ids) if token in self.special_ids), None)
+        if special is None:
+            return self.decodes_to(ids, text)
+        return text.startswith(self.decode(ids[: special + 1]))
 
     def _public_decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
