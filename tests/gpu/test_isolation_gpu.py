@@ -79,11 +79,11 @@ def test_a_model_is_isolated_by_the_kernel_bit_for_bit(
     assert report.leaked == 0
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "gemma2", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma2", "deepseek_v3"])
 def test_what_the_kernel_cannot_compute_is_served_document_by_document(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sinks, soft caps, unequal head sizes and chunks longer documents cross."""
+    """Sinks, soft caps, unequal head sizes."""
     monkeypatch.setattr(attention, "varlen", lambda *a, **k: pytest.fail("the kernel does not compute this"))
     assert isolate(build(name).model.to("cuda", torch.bfloat16)).leaked == 0
 

@@ -481,3 +481,18 @@ def test_reports_are_equal_but_for_their_way_back() -> None:
     report = isolate(build("llama").model)
     assert isinstance(report, IsolationReport)
     assert report == IsolationReport(**{**vars(report), "_undo": None})
+
+
+def test_accelerates_mixed_precision_wrapper_comes_and_goes() -> None:
+    """accelerate wraps `forward` for autocast, and on unwrapping binds what it finds inside to the model once more."""
+    from accelerate.utils import convert_outputs_to_fp32, extract_model_from_parallel
+
+    tiny = build("llama")
+    alone = run_alone(tiny.model, documents_of(tiny), gradients=False)
+    isolate(tiny.model)
+    tiny.model._original_forward = tiny.model.forward
+    tiny.model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=torch.bfloat16)(tiny.model.forward))
+    wrapped = run_packed(tiny.model, documents_of(tiny), gradients=False)
+    assert 1e-4 < gap(alone, wrapped).logits < 0.3
+    extract_model_from_parallel(tiny.model, keep_fp32_wrapper=False)
+    assert gap(alone, run_packed(tiny.model, documents_of(tiny), gradients=False)).logits <= 1e-5
