@@ -8,9 +8,9 @@ of packing, so every architecture is served. Head and loss go on seeing one pack
                                   [b b b]
                                   [c · ·]
 
-What it costs. Documents run in buckets, longest first; a bucket takes documents while at least half of its slots are
-tokens, so that at most twice the tokens of the row are computed, in at most log2(longest) + 1 calls (one or two, as a
-rule). Under `torch.distributed` all documents share one call: ranks with sharded weights must make equally many. A
+What it costs. Documents run in buckets, longest first; a bucket takes documents while three quarters of its slots are
+tokens, so that at most 4/3 of the row's tokens are computed, in a handful of calls (log_{4/3}(longest) + 1 at the very
+most). Under `torch.distributed` all documents share one call: ranks with sharded weights must make equally many. A
 decoder that takes no attention mask, or pads wrongly, runs on documents of equal length together, without padding: one
 call for each length, which data parallelism bears and sharded weights do not.
 
@@ -37,6 +37,10 @@ from sft_plugins.packing.entry import Switch, install
 _LENGTH_MATTERS = ("reformer",)
 """Models whose attention to a document depends on how much padding follows it: locality-sensitive hashing sorts tokens
 into chunks, of which there are as many as the padded length fills."""
+
+
+_FILL = 0.75
+"""Least part of a bucket's slots that are tokens: less computes more padding, more calls the decoder more often."""
 
 
 class Unpack:
@@ -123,10 +127,10 @@ def _starts_at_zero(position_ids: torch.Tensor | None) -> bool:
 
 
 def _buckets(lengths: np.ndarray, *, padding: bool) -> list[np.ndarray]:
-    """Indices of the documents that run together, longest first; at least half of a bucket's slots are tokens.
+    """Indices of the documents that run together, longest first.
 
-    lengths 9, 2, 8, 1, 1 → [0, 2, 1] (19 of 27 slots are tokens; with a document of 1 it would be 20 of 36, still half,
-    so it joins too: [0, 2, 1, 3], and 21 of 45 is below half) → [0, 2, 1, 3], [4]
+    lengths 9, 2, 8, 1, 1 → [0, 2], [1, 3], [4]: 17 of 18 slots are tokens, 3 of 4, 1 of 1
+    (with document 1 the first bucket would have 19 of 27, with document 4 the second 4 of 6)
     """
     if padding and _ranks() > 1:
         return [np.arange(lengths.size)]
@@ -134,7 +138,7 @@ def _buckets(lengths: np.ndarray, *, padding: bool) -> list[np.ndarray]:
     longest = tokens = 0
     for index in np.argsort(-lengths, kind="stable"):
         length = int(lengths[index])
-        fits = 2 * (tokens + length) >= (len(buckets[-1]) + 1) * longest if buckets and padding else length == longest
+        fits = tokens + length >= _FILL * (len(buckets[-1]) + 1) * longest if buckets and padding else length == longest
         if fits:
             buckets[-1].append(int(index))
             tokens += length
