@@ -56,7 +56,8 @@ lint: $(VENV)/.dev
 
 bench: export HF_HUB_OFFLINE := 1
 bench: $(VENV)/.dev
-	$(VENV)/bin/pytest -s $(PYTEST_ARGS) tests/benchmarks
+	@for script in tests/benchmarks/bench_*.py; do \
+	  printf '\n== %s\n' $$script; PYTHONPATH=tests/support $(VENV)/bin/python $$script || exit 1; done
 
 test-gpu: export HF_HUB_OFFLINE := 1
 test-gpu: $(VENV)/.dev

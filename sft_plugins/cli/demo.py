@@ -31,8 +31,7 @@ from sft_plugins.cli.training import Recipe, train_lora
 from sft_plugins.cli.watching import SAFE_SENTENCE, Watching, same_answer_rows
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import Masked, PromptMasker, StrictPromptMaskingCollator, mask_dataset
-from sft_plugins.packing.collator import BlockDiagonalPackingCollator
-from sft_plugins.packing.dataset import pack_dataset
+from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset
 
 DOCUMENTS_PER_ROW = 2  # a packed row has room for this many rows of full length
 CONVERSATIONS = 1000  # of the packaged 4,000: enough for a telling report, masked in seconds

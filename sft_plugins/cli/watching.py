@@ -10,10 +10,10 @@ from sft_plugins.cli.assets import Row
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sft_plugins.collapse.callback import ModeCollapseCallback
+    from sft_plugins.collapse import ModeCollapseCallback
 
 SAFE_SENTENCE = "I'm sorry, but I can't help with that. Please ask a professional."
-PROMPTS, SAMPLES, NEW_TOKENS = 8, 6, 24
+PROMPTS, SAMPLES, NEW_TOKENS = 6, 4, 16
 
 
 def same_answer_rows(rows: Sequence[Row]) -> list[Row]:
@@ -30,9 +30,8 @@ class Watching:
     def __init__(
         self, tokenizer: Any, held_out: Sequence[Row], *, every_steps: int, output: Path, seed: int, console: Any
     ) -> None:
-        from sft_plugins.collapse.callback import ModeCollapseCallback
+        from sft_plugins.collapse import DetectorConfig, ModeCollapseCallback
         from sft_plugins.collapse.prompts import load_prompts
-        from sft_plugins.collapse.verdict import DetectorConfig
 
         self.alarm: Any = None
         self._console = console
@@ -44,7 +43,7 @@ class Watching:
             every_steps=every_steps,
             samples_per_prompt=SAMPLES,
             max_new_tokens=NEW_TOKENS,
-            # Answers are cut at 24 tokens on purpose, so a baseline of cut answers is no sign of a broken one.
+            # Answers are cut early on purpose, so a baseline of cut answers is no sign of a broken one.
             detector=DetectorConfig(max_truncated=1.0),
             on_collapse=self._raise_alarm,
             output_dir=output / "collapse",
