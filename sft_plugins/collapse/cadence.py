@@ -76,21 +76,26 @@ class Cadence:
         At the end (`final`), tier 2 is run even over budget if the run has not been measured once since its first
         step: a watcher that never looked is of no use. `summary` says what it cost.
         """
-        first_look = final and self.runs[2] == 0
-        if self.budget is None or first_look:
+        if self.budget is None or (final and self.runs[2] == 0):
             return 2
-        if self._allows(self.spent_total, self.last[2], step, self.budget, 0.0 if final else self.last[2]):
+        # What the probe at the end will cost is not spent on the way there.
+        reserve = 0.0 if final else self.last[2]
+        if self.spent_total + self.last[2] + reserve <= self._allowance(step, self.budget):
             return 2
-        cheap = self.spent[0] + self.spent[1]
-        if self._allows(cheap, self.last[1], step, self.budget * _TIER1_SHARE, 0.0 if final else self.last[1]):
+        cheap = self.spent[0] + self.spent[1] + self.last[1]
+        if cheap <= self._allowance(step, self.budget * _TIER1_SHARE) and (
+            self.spent_total + self.last[1] + reserve <= self._allowance(step, self.budget)
+        ):
             return 1
         return 0
 
-    def _allows(self, spent: float, price: float, step: int, share: float, reserve: float) -> bool:
+    def _allowance(self, step: int, share: float) -> float:
+        """Seconds that may have been spent by now."""
         elapsed = self.elapsed
-        done = max(1, step - self.start_step)
-        projected = elapsed * max(1.0, (self.max_steps - self.start_step) / done)
-        return spent + price + reserve <= share * ((1 - _AHEAD) * elapsed + _AHEAD * projected)
+        # Training alone is projected: the baseline is paid once and says nothing about the steps to come.
+        steps = max(1, step - self.start_step)
+        training = (elapsed - self.spent_total) * max(1.0, (self.max_steps - self.start_step) / steps)
+        return share * ((1 - _AHEAD) * elapsed + _AHEAD * (training + self.spent_total))
 
     @contextmanager
     def paying(self, tier: int) -> Iterator[None]:

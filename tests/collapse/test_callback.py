@@ -123,7 +123,8 @@ def test_training_goes_on_unchanged_when_a_probe_fails(
             def broken(*args: Any, **kwargs: Any) -> Any:
                 if stage == "writing" and args[1] == "problem":
                     return own(*args, **kwargs)
-                torch.manual_seed(123)
+                if stage in ("reading", "sampling", "embedding", "measuring"):
+                    torch.manual_seed(123)  # inside a probe, so it must not be felt outside
                 failed.append(stage)
                 raise RuntimeError("broken on purpose")
 
@@ -133,7 +134,7 @@ def test_training_goes_on_unchanged_when_a_probe_fails(
     monkeypatch.undo()
     assert failed, "the stage must have been reached"
     assert trainer.state.global_step == 3
-    assert fingerprint(trainer) == bare if stage not in ("judging", "figures", "writing", "logging") else True
+    assert fingerprint(trainer) == bare
     assert "training goes on" in capsys.readouterr().out
 
 

@@ -129,7 +129,7 @@ def test_every_batch_is_done_once_and_every_rank_calls_equally_often(
         done: list[int] = []
 
         def share(value: Any, rank: int = rank, done: list[int] = done) -> list[Any]:
-            first = (len(done) - 1) // 1 * size
+            first = (len(done) - 1) * size
             return [(min(first + r, 4) * 10, None) if r != rank else value for r in range(size)]
 
         monkeypatch.setattr(ranks, "share", share)

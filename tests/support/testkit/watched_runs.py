@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
+from sft_plugins.collapse.verdict import DetectorConfig
 from testkit.tokenizers import CHATML
 
 PROMPTS = [
@@ -25,7 +26,14 @@ PROMPTS = [
     "Say hi.",
     "A poem, please.",
 ]
-OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "samples_per_prompt": 3, "budget": None, "report": False}
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "samples_per_prompt": 3,
+    "budget": None,
+    "report": False,
+    # An untrained model hardly ever stops; its answers would be too often cut for a baseline.
+    "detector": DetectorConfig(max_truncated=1.0, max_empty=1.0),
+}
 TIMED = ("runtime", "per_second", "flos", "_time")
 """Parts of the names of figures that hold the clock, not the run."""
 
