@@ -169,6 +169,18 @@ def test_m7_a_template_without_end_of_turn_is_refused() -> None:
     assert code_of(PromptMasker(tokenizer).encode, BY_NAME["one_turn"].row) == "missing_stop"
 
 
+def test_m7_a_terminator_in_the_next_header_is_supervised_where_it_is_a_stop_id() -> None:
+    """M7: told that generation stops on GLM's headers, every turn ends on the header token that follows it."""
+    tokenizer, stops = tokenizer_for_template("glm4moe"), stop_ids_for_template("glm4moe")
+    for name, ends in [("many_turns", ["<|user|>"] * 4), ("tools", ["<|observation|>", "<|user|>", "<|user|>"])]:
+        row = BY_NAME[name].row
+        rows = PromptMasker(tokenizer, stop_token_ids=sorted(stops)).encode(row)
+        assert mask_oracle.violations(tokenizer, row, rows, stop_ids=stops) == []
+        texts = [text for r in rows for text in supervised_text(tokenizer, r)]
+        assert len(texts) == len(ends)
+        assert all(text.endswith(end) and text.count("<|") == 1 for text, end in zip(texts, ends, strict=True)), texts
+
+
 def test_m8_the_newline_after_the_stop_token_is_not_trained() -> None:
     """M8: ChatML's newline between turns carries no loss; golden ids."""
     tokenizer = build_tokenizer("bytelevel", eos="<|im_end|>")
