@@ -14,6 +14,24 @@ What the words mean here:
   allows. For a fall of 30 % (70 % retained) the right finding is `info`: 70 % lies above the band of `warn`, which is for a
   fall beyond what ordinary fine-tuning costs. So `warn` at a true 70 % is counted as an error and power at that level as
   `narrowing` of any level. `warn` and `critical` have power of their own, at falls that deserve them.
+
+How noisy these models are: with K = 8 the estimated diversity of one prompt varies by 11 % (standard deviation / mean) at
+the baseline and by 28 % after a fall to 70 %, since a fall here means that fewer answers take more of the odds. Measured
+on SmolLM2-135M-Instruct with all-MiniLM-L6-v2, temperature 1, 40 tokens: 5 to 14 % on four open prompts. A model that
+gives one answer 40–65 % of the time already before training varies by 30 %, then 48 %: there the power at a fall of 30 %
+with 16 × 8 is only about .4 at the second probe. More prompts help; more samples help less.
+
+Found with 200 runs each (16 prompts × 8 samples):
+
+| truly retained | at the second probe: info+ | warn+ | ever in eight probes: info+ | warn+ |
+| --- | --- | --- | --- | --- |
+| 100 % | 0.5 % | 0 | 0.5 % | 0 |
+| 70 % | 98.0 % | 0 | 100 % | 0 |
+| 62 % | 100 % | 0 | 100 % | 0 |
+| 50 % | 100 % | 20.5 % | 100 % | 69.5 % |
+| 38 % | 100 % | 90.5 % | 100 % | 100 % |
+
+So with 16 prompts `warn` is certain only well below its band; `critical` never fires at a true 38 %.
 """
 
 from __future__ import annotations
