@@ -19,19 +19,21 @@ How noisy these models are: with K = 8 the estimated diversity of one prompt var
 the baseline and by 28 % after a fall to 70 %, since a fall here means that fewer answers take more of the odds. Measured
 on SmolLM2-135M-Instruct with all-MiniLM-L6-v2, temperature 1, 40 tokens: 5 to 14 % on four open prompts. A model that
 gives one answer 40–65 % of the time already before training varies by 30 %, then 48 %: there the power at a fall of 30 %
-with 16 × 8 is only about .4 at the second probe. More prompts help; more samples help less.
+with 16 × 8 was only 17 of 40 runs at the second probe: such prompts belong among the `closed` ones.
 
 Found with 200 runs each (16 prompts × 8 samples):
 
-| truly retained | at the second probe: info+ | warn+ | ever in eight probes: info+ | warn+ |
-| --- | --- | --- | --- | --- |
-| 100 % | 0.5 % | 0 | 0.5 % | 0 |
-| 70 % | 98.0 % | 0 | 100 % | 0 |
-| 62 % | 100 % | 0 | 100 % | 0 |
-| 50 % | 100 % | 20.5 % | 100 % | 69.5 % |
-| 38 % | 100 % | 90.5 % | 100 % | 100 % |
+| truly retained | at the second probe: info+ | warn+ | critical | ever in eight probes: info+ | warn+ | critical |
+| --- | --- | --- | --- | --- | --- | --- |
+| 100 % | 0.5 % | 0 | 0 | 0.5 % | 0 | 0 |
+| 70 % | 98.0 % | 0 | 0 | 100 % | 0 | 0 |
+| 62 % | 100 % | 0 | 0 | 100 % | 0 | 0 |
+| 50 % | 100 % | 20.5 % | 0 | 100 % | 69.5 % | 0 |
+| 38 % | 100 % | 90.5 % | 0 | 100 % | 100 % | 0 |
+| 20 % | 100 % | 100 % | 72.0 % | 100 % | 100 % | 99.0 % |
+| 5 % | 100 % | 100 % | 100 % | 100 % | 100 % | 100 % |
 
-So with 16 prompts `warn` is certain only well below its band; `critical` never fires at a true 38 %.
+So with 16 prompts a level is certain only well below its band, and never fired at the band's very edge.
 """
 
 from __future__ import annotations
