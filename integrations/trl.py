@@ -1,0 +1,145 @@
+"""TRL's `SFTTrainer`: the arguments with which it leaves masked rows alone, and a check that a built trainer did.
+
+Three ways to exact masking, the first recommended:
+
+    rows = mask_dataset(dataset, masker).dataset      SFTTrainer(args=SFTConfig(**sft_arguments("masked")), train_dataset=rows,
+                                                                 data_collator=StrictPromptMaskingCollator(tokenizer))
+    raw rows, masked as they are drawn                … sft_arguments("raw") …, data_collator=…(tokenizer, masker=masker)
+    rows that TRL labels itself, audited              check_masks(trainer.train_dataset, tokenizer)
+
+Packed rows (`pack_dataset`) take `sft_arguments("packed")` and `BlockDiagonalPackingCollator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from sft_plugins.errors import MaskingError
+from sft_plugins.integrations._compat import require
+from sft_plugins.masking import StrictPromptMaskingCollator
+from sft_plugins.masking.tokenized import label_arrays
+from sft_plugins.packing import BlockDiagonalPackingCollator
+
+Rows = Literal["masked", "packed", "raw"]
+_OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator)
+
+
+@dataclass(frozen=True)
+class TrainerCheck:
+    """What `check_trainer` saw: class names of the live collators, and how many rows it compared."""
+
+    train_collator: str
+    eval_collator: str | None
+    rows: int | None
+    rows_compared: int
+
+
+def sft_arguments(rows: Rows) -> dict[str, Any]:
+    """Keyword arguments for `SFTConfig` under which TRL neither cuts, re-labels, packs nor filters our rows.
+
+    Args:
+        rows: `"masked"` (from `mask_dataset`), `"packed"` (from `pack_dataset`) or `"raw"` (masked by the collator).
+
+    Raises:
+        MaskingError: `bad_option`.
+    """
+    if rows not in get_args(Rows):
+        raise MaskingError(
+            f"rows={rows!r}; allowed: {', '.join(map(repr, get_args(Rows)))}.", code="bad_option", remedy="Choose one."
+        )
+    require("trl")
+    arguments: dict[str, Any] = {
+        "max_length": None,  # rows have their length already; TRL would cut them and drop what lost its answer
+        "packing": False,  # TRL's own packing and padding-free batches refuse a collator of ours
+        "padding_free": False,
+        "assistant_only_loss": False,
+        "completion_only_loss": None,
+    }
+    if rows == "raw":
+        arguments |= {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return arguments
+
+
+def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64) -> TrainerCheck:
+    """Show that a built trainer really uses our collator and kept our labels. Call it before `trainer.train()`.
+
+    Args:
+        trainer: an `SFTTrainer`, or any `transformers.Trainer`.
+        dataset: the masked or packed data set that was handed in; its first `rows_compared` rows are compared with those
+            that the trainer will draw from.
+
+    Raises:
+        MaskingError: `host_collator` where the live dataloader's collator is not ours, `host_dataset` where rows were
+            dropped, cut, re-labelled or lost a column.
+    """
+    train = _live_collator(trainer.get_train_dataloader())
+    _require_ours(train, "training")
+    evaluation = None
+    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
+        evaluation = _live_collator(trainer.get_eval_dataloader())
+        _require_ours(evaluation, "evaluation")
+    compared = rows = None
+    if dataset is not None:
+        rows, compared = _compare_rows(dataset, trainer.train_dataset, rows_compared)
+    return TrainerCheck(
+        train_collator=type(train).__name__,
+        eval_collator=None if evaluation is None else type(evaluation).__name__,
+        rows=rows,
+        rows_compared=compared or 0,
+    )
+
+
+def _live_collator(dataloader: Any) -> Any:
+    """The collator at the bottom of what a Trainer wraps around it to remove columns."""
+    collator = dataloader.collate_fn
+    while hasattr(collator, "data_collator"):
+        collator = collator.data_collator
+    return collator
+
+
+def _require_ours(collator: Any, phase: str) -> None:
+    if not isinstance(collator, _OURS):
+        raise MaskingError(
+            f"the {phase} dataloader collates with {type(collator).__name__}.",
+            code="host_collator",
+            remedy="Pass data_collator=StrictPromptMaskingCollator(tokenizer) (or BlockDiagonalPackingCollator) to the "
+            "trainer, and build its arguments with sft_arguments(…).",
+        )
+
+
+def _compare_rows(given: Any, held: Any, limit: int) -> tuple[int, int]:
+    if len(given) != len(held):
+        raise MaskingError(
+            f"{len(given)} rows were handed in, the trainer holds {len(held)}.",
+            code="host_dataset",
+            remedy='Build the arguments with sft_arguments("masked"): max_length would filter rows.',
+        )
+    compared = min(limit, len(given))
+    for row in range(compared):
+        _compare_row(given[row], held[row], row)
+    return len(given), compared
+
+
+def _compare_row(given: Mapping[str, Any], held: Mapping[str, Any], row: int) -> None:
+    missing = sorted(set(given) - set(held))
+    if missing:
+        raise MaskingError(
+            f"the trainer's rows lost the columns {', '.join(missing)}.",
+            code="host_dataset",
+            row=row,
+            remedy="Build the arguments with sft_arguments(…).",
+        )
+    if "input_ids" not in given:
+        return
+    for name, ours, theirs in zip(("input_ids", "labels"), label_arrays(given), label_arrays(held), strict=True):
+        if not np.array_equal(ours, theirs):
+            raise MaskingError(
+                f"`{name}` has {len(theirs)} entries in the trainer and {len(ours)} as handed in, or others.",
+                code="host_dataset",
+                row=row,
+                remedy="Build the arguments with sft_arguments(…): TRL cuts rows at max_length.",
+            )
