@@ -57,6 +57,13 @@ def test_bins_are_those_of_item_level_best_fit_decreasing(case: tuple[list[int],
     assert compositions(packs, lengths) == sorted(map(tuple, naive_best_fit_decreasing(lengths, capacity)))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_bins_stay_those_of_best_fit_decreasing_with_many_bins_waiting_at_each_fill(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 61, 300).tolist()
+    packs = plan_packs(lengths, 120, seed=seed)
+    assert compositions(packs, lengths) == sorted(map(tuple, naive_best_fit_decreasing(lengths, 120)))
+
+
 @settings(max_examples=200, deadline=None)
 @given(documents(), st.one_of(st.none(), st.integers(0, 5)))
 def test_every_document_is_in_exactly_one_pack_and_none_overflows(
