@@ -108,15 +108,16 @@ def reference_of(model: nn.Module) -> Reference:
             remedy="check that the model runs on input_ids alone, on the device it is on",
         ) from error
     scale = max(float(one.abs().max()) for one in logits)
-    tolerance = _tolerance(model, documents, logits, scale)
-    earlier, effect = float(moved[:middle].max()) / scale, float(moved[middle + 1 :].max()) / scale
-    if not np.isfinite(scale) or scale == 0 or effect == 0:
+    later = float(moved[middle + 1 :].max())
+    if not np.isfinite(scale) or scale == 0 or later == 0:
         raise ContaminationError(
             f"the logits of {type(model).__name__} do not depend on earlier tokens (largest logit {scale:.3g}), so no "
             "leak could show",
             code="probe_blind",
             remedy="load trained weights, or initialise them, before isolating the model",
         )
+    earlier, effect = float(moved[:middle].max()) / scale, later / scale
+    tolerance = _tolerance(model, documents, logits, scale)
     if earlier > tolerance:
         raise ContaminationError(
             f"a token of {type(model).__name__} moves earlier logits by {earlier:.2g} of the largest logit",
