@@ -20,7 +20,10 @@ class SFTPluginsError(ValueError):
         remedy: what the user can do about it.
     """
 
-    def __init__(self, message: str, *, code: str, row: int | None = None, remedy: str | None = None) -> None:
+    # `code` has a default for torch alone: a DataLoader raises a worker's error again as `type(error)(text)`.
+    def __init__(
+        self, message: str, *, code: str = "in_worker", row: int | None = None, remedy: str | None = None
+    ) -> None:
         self.message, self.code, self.row, self.remedy = message, code, row, remedy
         where = "" if row is None else f" (row {row})"
         super().__init__(f"[{code}]{where} {message}" + (f" Remedy: {remedy}" if remedy else ""))

@@ -141,33 +141,40 @@ def _find(rendered: str, text: str, position: int) -> int:
     return -1
 
 
-def check_batch(arrays: Sequence[tuple[np.ndarray, np.ndarray]], rules: RowRules) -> None:
-    """`find_violation` on every row of a batch, at the speed of one pass over its concatenation.
+def batch_is_clean(arrays: Sequence[tuple[np.ndarray, np.ndarray]], rules: RowRules) -> bool:
+    """Whether `find_violation` is None for every row, `(input_ids, labels)`, at the price of one pass over them all.
 
-    Raises:
-        MaskingError: for the first bad row, with its position in the batch as `row`.
+    False may also mean that it takes a look at each row to tell (empty rows).
     """
     lengths = np.array([len(ids) for ids, _ in arrays])
-    same = all(len(ids) == len(labels) for ids, labels in arrays)
-    if same and lengths.all():
-        ids = np.concatenate([ids for ids, _ in arrays])
-        labels = np.concatenate([labels for _, labels in arrays])
-        starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-        supervised = labels != IGNORE_INDEX
-        doubled = np.zeros(1, bool)
-        if rules.bos_token_id is not None:
-            second = np.minimum(starts + 1, len(ids) - 1)
-            doubled = (lengths > 1) & (ids[starts] == rules.bos_token_id) & (ids[second] == rules.bos_token_id)
-        if (
-            ids.min() >= 0
-            and ids.max() < rules.vocabulary_size
-            and not (supervised & (labels != ids)).any()
-            and np.logical_or.reduceat(supervised, starts).all()
-            and not supervised[starts].any()
-            and not doubled.any()
-            and rules.stop_token_ids is None
-        ):
-            return
+    if not len(lengths) or not lengths.all() or any(len(ids) != len(labels) for ids, labels in arrays):
+        return not len(lengths)
+    ids = np.concatenate([ids for ids, _ in arrays])
+    labels = np.concatenate([labels for _, labels in arrays])
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    supervised = labels != IGNORE_INDEX
+    if (
+        ids.min() < 0
+        or ids.max() >= rules.vocabulary_size
+        or (supervised & (labels != ids)).any()
+        or not np.logical_or.reduceat(supervised, starts).all()
+        or supervised[starts].any()
+    ):
+        return False
+    if rules.bos_token_id is not None:
+        second = np.minimum(starts + 1, len(ids) - 1)
+        if ((lengths > 1) & (ids[starts] == rules.bos_token_id) & (ids[second] == rules.bos_token_id)).any():
+            return False
+    # No run goes on into the next row, since no first label is supervised.
+    return rules.stop_token_ids is None or not len(missing_stop_runs(ids, labels, rules.stop_token_ids))
+
+
+def check_batch(arrays: Sequence[tuple[np.ndarray, np.ndarray]], rules: RowRules) -> None:
+    """Raises:
+    MaskingError: for the first bad row, with its position in the batch as `row`.
+    """
+    if batch_is_clean(arrays, rules):
+        return
     for row, (ids, labels) in enumerate(arrays):
         violation = find_violation(ids, labels, rules)
         if violation is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.assemble import Row, assemble
-from sft_plugins.masking.checks import RowRules, find_violation
+from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.examples import Conversation, TextPair, parse_example
 from sft_plugins.masking.headers import check_every_turn_supervised
 from sft_plugins.masking.options import Errors, HistoryRewrite, MaskingOptions, Overflow, SpecialTokens, TrainOn
@@ -145,7 +145,8 @@ class PromptMasker:
         """An `Outcome` per row of data; nothing is raised. All texts go through the tokenizer together."""
         plans = [self._plan(example) for example in examples]
         ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
-        return [self._outcome(plan, next(ids) if isinstance(plan, list) else []) for plan in plans]
+        made = [self._examples(plan, next(ids) if isinstance(plan, list) else []) for plan in plans]
+        return [self._outcome(rows) for rows in self._checked(made)]
 
     def token_names(self, ids: Iterable[int]) -> dict[int, str]:
         """The text of those of `ids` that stop generation, for reports."""
@@ -176,39 +177,42 @@ class PromptMasker:
         except MaskingError as error:
             return error
 
-    def _outcome(self, plan: list[Turn] | TextPair | Tokenized | MaskingError, ids: list[TurnIds]) -> Outcome:
-        if isinstance(plan, MaskingError):
-            return Outcome([], [plan])
-        rows: list[MaskedExample] = []
-        errors: list[MaskingError] = []
+    def _examples(
+        self, plan: list[Turn] | TextPair | Tokenized | MaskingError, ids: list[TurnIds]
+    ) -> list[MaskedExample] | MaskingError:
         try:
-            for row in self._examples(plan, ids):
-                kept = fit(row, self.options, errors)
-                if kept is not None:
-                    rows.append(kept)
+            if isinstance(plan, MaskingError):
+                return plan
+            if isinstance(plan, Tokenized):
+                if plan.assistant_mask and self.options.train_on == "all":
+                    check_every_turn_supervised(plan, self._text, self._renderer)
+                return [MaskedExample(plan.input_ids, plan.labels)]
+            if isinstance(plan, TextPair):
+                return [self._example(pair_row(plan, self._text, self.stop_token_ids, self.options))]
+            made = assemble(plan, ids, self._text, self.stop_token_ids, self._header_stops, self.options)
+            return [self._example(row) for row in made]
         except MaskingError as error:
-            return Outcome([], [error])
-        return Outcome(rows, errors)
-
-    def _examples(self, plan: list[Turn] | TextPair | Tokenized, ids: list[TurnIds]) -> list[MaskedExample]:
-        if isinstance(plan, Tokenized):
-            example = MaskedExample(plan.input_ids, plan.labels)
-            if plan.assistant_mask:
-                check_every_turn_supervised(plan, self._text, self._renderer, last_only=self.options.train_on == "last")
-            return [self._checked(example)]
-        if isinstance(plan, TextPair):
-            made = [pair_row(plan, self._text, self.stop_token_ids, self.options)]
-        else:
-            made = list(assemble(plan, ids, self._text, self.stop_token_ids, self._header_stops, self.options))
-        return [self._checked(self._example(row)) for row in made]
+            return error
 
     def _example(self, row: Row) -> MaskedExample:
         return MaskedExample(
             row.input_ids, row.labels(), role_tokens=role_tokens(row, self._text), repeated_tokens=row.repeated
         )
 
-    def _checked(self, example: MaskedExample) -> MaskedExample:
-        violation = find_violation(np.asarray(example.input_ids), np.asarray(example.labels), self._rules)
-        if violation is not None:
-            raise violation
-        return example
+    def _checked(self, made: list[list[MaskedExample] | MaskingError]) -> Iterator[list[MaskedExample] | MaskingError]:
+        """`made`, with the violation in place of the rows where one of them breaks an invariant."""
+        arrays = [
+            [] if isinstance(rows, MaskingError) else [(np.array(row.input_ids), np.array(row.labels)) for row in rows]
+            for rows in made
+        ]
+        clean = batch_is_clean([pair for pairs in arrays for pair in pairs], self._rules)
+        for rows, pairs in zip(made, arrays, strict=True):
+            found = () if clean else (find_violation(ids, labels, self._rules) for ids, labels in pairs)
+            yield next((violation for violation in found if violation is not None), rows)
+
+    def _outcome(self, rows: list[MaskedExample] | MaskingError) -> Outcome:
+        if isinstance(rows, MaskingError):
+            return Outcome([], [rows])
+        errors: list[MaskingError] = []
+        kept = [fit(row, self.options, errors) for row in rows]
+        return Outcome([row for row in kept if row is not None], errors)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from sft_plugins.errors import MaskingError
@@ -43,6 +44,11 @@ class Conversation:
     trainable: list[bool]
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Every free text of each message (`message_texts`), joined by NUL."""
+        return ["\0".join(message_texts(message)) for message in self.messages]
 
 
 @dataclass(frozen=True)
@@ -133,12 +139,15 @@ def _conversation(row: Mapping[str, Any], messages: list[Message], *, first_trai
         message = _clean_message(raw, index)
         trainable.append(message["role"] == "assistant" and flag and index >= first_trainable)
         cleaned.append(message)
-    return Conversation(
+    conversation = Conversation(
         messages=cleaned,
         trainable=trainable,
         tools=_tools(row.get("tools")),
         template_kwargs=_template_kwargs(row.get("chat_template_kwargs")),
     )
+    for index, text in enumerate(conversation.texts):
+        check_text(text, f"message {index} ({cleaned[index]['role']})")
+    return conversation
 
 
 def _messages(value: Any, column: str) -> list[Message]:
@@ -268,8 +277,6 @@ def _clean_message(raw: Message, index: int) -> Message:
             f"message {index} ({role}): `tool_calls` must be a list of mappings that name a function.",
             'Write [{"type": "function", "function": {"name": …, "arguments": {…}}}].',
         )
-    for text in message_texts(message):
-        check_text(text, f"message {index} ({role})")
     return message
 
 

@@ -41,14 +41,10 @@ def unsupervised_turns(ids: np.ndarray, labels: np.ndarray, header: list[int]) -
     return starts[labels[starts] == IGNORE_INDEX]
 
 
-def check_every_turn_supervised(
-    row: Tokenized, text: TextTokenizer, renderer: ChatRenderer, *, last_only: bool
-) -> None:
+def check_every_turn_supervised(row: Tokenized, text: TextTokenizer, renderer: ChatRenderer) -> None:
     """Raises:
     MaskingError: `unsupervised_turn` where an assistant header is followed by a token without loss.
     """
-    if last_only:
-        return
     missed = unsupervised_turns(np.asarray(row.input_ids), np.asarray(row.labels), assistant_header(text, renderer))
     if missed.size:
         raise MaskingError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples import Conversation, Message, message_texts
+from sft_plugins.masking.examples import Conversation, Message
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.render import ChatRenderer
 from sft_plugins.masking.text import TextTokenizer
@@ -96,7 +96,7 @@ def _check_messages(
         )
     for index in indices:
         message = messages[index]
-        if not message.get("tool_calls") and not any(part.strip() for part in message_texts(message)):
+        if not message.get("tool_calls") and not conversation.texts[index].strip("\0 \t\r\n"):
             raise MaskingError(
                 f"message {index} (assistant) is empty.",
                 code="empty_response",
@@ -104,7 +104,7 @@ def _check_messages(
             )
     if options.special_tokens_in_content == "raise":
         for index, message in enumerate(messages[: indices[-1] + 1]):
-            found = text.find_special("\0".join(message_texts(message)))
+            found = text.find_special(conversation.texts[index])
             if found is not None:
                 raise special_token_error(found, f"message {index} ({message['role']})")
 

@@ -23,20 +23,26 @@ def role_tokens(row: Row, text: TextTokenizer) -> dict[str, int]:
     widths = text.widths(row.input_ids)
     if widths is None:
         return {"trained": trained, "untrained": len(row.input_ids) - trained}
-    ends = np.cumsum(widths)
     rendered = text.decode_bytes(row.input_ids)
-    counts = {"trained": trained}
+    roles: list[str] = []
+    spans: list[tuple[int, int]] = []  # of bytes, each holding at least one
     position = 0
     last = row.turns[-1]
     for message in last.conversation.messages[: last.index + 1]:
         content = content_text(message.get("content")).strip().encode()
         found = rendered.find(content, position) if content else -1
-        if found < 0:
-            continue
-        position = found + len(content)
-        first = np.searchsorted(ends, found, side="right")
-        stop = np.searchsorted(ends, position - 1, side="right") + 1
-        if not any(start <= first < end for start, end in row.spans):
-            counts[message["role"]] = counts.get(message["role"], 0) + int(stop - first)
+        if found >= 0:
+            position = found + len(content)
+            roles.append(message["role"])
+            spans.append((found, position - 1))
+    counts = {"trained": trained}
+    tokens = np.searchsorted(np.cumsum(widths), np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()
+    for role, (first, final) in zip(roles, tokens, strict=True):
+        if role != "assistant" or not _within(first, row.spans):
+            counts[role] = counts.get(role, 0) + final + 1 - first
     counts["template"] = len(row.input_ids) - sum(counts.values())
     return counts
+
+
+def _within(position: int, spans: list[tuple[int, int]]) -> bool:
+    return any(start <= position < end for start, end in spans)
