@@ -246,7 +246,7 @@ def test_isolate_alone_makes_trls_own_packing_exact(name: str, tmp_path: Path) -
     isolate(trainer.model)
     after = flattened_loss(trainer, batch)
     print(f"{name}: alone {expected:.6f}, TRL's packing {before:.6f}, isolated {after:.6f}")
-    assert abs(before - expected) > 1e-2 * expected
+    assert abs(before - expected) > 1e-3 * expected, "a hundred times what is allowed after"
     assert after == pytest.approx(expected, rel=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_isolate_alone_makes_the_flattening_collator_exact(name: str, flash_keys
     except (TypeError, ValueError):
         before = float("inf")
     isolate(model)
-    assert abs(before - expected) > 1e-2 * expected
+    assert abs(before - expected) > 1e-3 * expected, "a hundred times what is allowed after"
     assert loss() == pytest.approx(expected, rel=1e-5)
 
 
