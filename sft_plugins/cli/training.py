@@ -67,6 +67,7 @@ def train_lora(
             code="missing_package",
             remedy='run `pip install "sft-plugins[trl]"`.',
         ) from error
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that older ones need
     on_gpu = device.startswith("cuda")
     config = SFTConfig(
         output_dir=str(output),
@@ -88,7 +89,6 @@ def train_lora(
         report_to="none",
         disable_tqdm=True,
     )
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # about names that older ones need
     bar = _Bar(console, recipe.steps)
     trainer = SFTTrainer(
         model=model,
