@@ -41,7 +41,7 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605 (frozen by tests/test_architecture.py)
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.encode import MaskedExample, Outcome, PromptMasker
-from sft_plugins.masking.examples import ROLES
+from sft_plugins.masking.messages import ROLES
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 
 _BATCH = 256

@@ -4,25 +4,27 @@
     prompt+response | prompt+completion strings                  →  TextPair
     input_ids (+ labels, completion_mask, assistant_masks)       →  Tokenized
 
-Two invariants: a role or column nobody knows is an error, never a row that trains nothing; and a key that columnar storage
-filled with `None` never reaches a chat template.
+A column or speaker nobody knows is an error, never a row that trains nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from sft_plugins.errors import MaskingError
+from sft_plugins.masking.messages import (
+    Message,
+    check_text,
+    clean_message,
+    drop_none,
+    message_texts,
+    schema_error,
+    train_flag,
+)
 from sft_plugins.masking.tokenized import Tokenized, parse_tokenized
-
-Message: TypeAlias = dict[str, Any]
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 _SHAREGPT_ROLES = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -69,7 +71,7 @@ def parse_example(row: Mapping[str, Any], *, has_chat_template: bool) -> Example
         MaskingError: `bad_schema` for unknown columns, roles and types; `length_mismatch` for masks of another length.
     """
     if not isinstance(row, Mapping):
-        raise _schema(f"a row must be a mapping of columns, got {type(row).__name__}.", f"Use {ACCEPTED_COLUMNS}.")
+        raise schema_error(f"a row must be a mapping of columns, got {type(row).__name__}.", f"Use {ACCEPTED_COLUMNS}.")
     present = {key for key, value in row.items() if value is not None}
     if "input_ids" in present:
         return parse_tokenized(row)
@@ -85,58 +87,18 @@ def parse_example(row: Mapping[str, Any], *, has_chat_template: bool) -> Example
         return _from_alpaca(row, has_chat_template)
     found = ", ".join(f"`{key}`" for key in sorted(map(str, row))) or "none"
     missing = f" All of {found} are None." if row and not present else ""
-    raise _schema(f"no known row form: found columns {found}.{missing}", f"Use {ACCEPTED_COLUMNS}.")
-
-
-def message_texts(message: Message) -> list[str]:
-    """Every free text of a message that a template may render: content, reasoning, tool-call names and arguments."""
-    texts = [content_text(message.get("content"))]
-    texts += [message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)]
-    for call in message.get("tool_calls") or ():
-        texts += tool_call_texts(call)
-    return [text for text in texts if text]
-
-
-def content_text(content: Any) -> str:
-    """The text of a message's content: a string, or the `text` parts of a list joined."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        return "".join(part.get("text", "") for part in content)
-    return ""
-
-
-def reasoning_text(message: Message) -> str:
-    return next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
-
-
-def tool_call_texts(call: Mapping[str, Any]) -> list[str]:
-    """Name and argument leaves of one tool call; arguments given as a JSON string are read."""
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError:
-            return [str(function.get("name", "")), arguments]
-    return [str(function.get("name", "")), *_leaves(arguments)]
-
-
-def _leaves(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        return [text for key, item in value.items() for text in (str(key), *_leaves(item))]
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _leaves(item)]
-    return [value] if isinstance(value, str) else []
+    raise schema_error(f"no known row form: found columns {found}.{missing}", f"Use {ACCEPTED_COLUMNS}.")
 
 
 def _conversation(row: Mapping[str, Any], messages: list[Message], *, first_trainable: int = 0) -> Conversation:
     if not messages:
-        raise _schema("the conversation has no messages.", "Remove the row or give it at least one user and assistant.")
+        raise schema_error(
+            "the conversation has no messages.", "Remove the row or give it at least one user and assistant."
+        )
     cleaned, trainable = [], []
     for index, raw in enumerate(messages):
-        flag = _train_flag(raw, index)
-        message = _clean_message(raw, index)
+        flag = train_flag(raw, index)
+        message = clean_message(raw, index)
         trainable.append(message["role"] == "assistant" and flag and index >= first_trainable)
         cleaned.append(message)
     conversation = Conversation(
@@ -155,12 +117,16 @@ def _messages(value: Any, column: str) -> list[Message]:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise _schema(f"`{column}` is a string that is not JSON ({error}).", "Give a list of messages.") from error
+            raise schema_error(
+                f"`{column}` is a string that is not JSON ({error}).", "Give a list of messages."
+            ) from error
     if not isinstance(value, (list, tuple)):
-        raise _schema(f"`{column}` must be a list of messages, got {type(value).__name__}.", "Give a list of messages.")
+        raise schema_error(
+            f"`{column}` must be a list of messages, got {type(value).__name__}.", "Give a list of messages."
+        )
     for index, message in enumerate(value):
         if not isinstance(message, Mapping):
-            raise _schema(
+            raise schema_error(
                 f"`{column}[{index}]` must be a mapping with `role` and `content`, got {type(message).__name__}.",
                 'Write {"role": "user", "content": "…"}.',
             )
@@ -172,7 +138,7 @@ def _from_sharegpt(turn: Message, index: int) -> Message:
         return dict(turn)
     speaker = turn["from"]
     if speaker not in _SHAREGPT_ROLES:
-        raise _schema(
+        raise schema_error(
             f"unknown speaker {speaker!r} in `conversations[{index}]`; known: {', '.join(_SHAREGPT_ROLES)}.",
             "Rename it: a misspelt speaker would train nothing.",
         )
@@ -183,7 +149,7 @@ def _from_sharegpt(turn: Message, index: int) -> Message:
     try:
         calls = json.loads(turn["value"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise _schema(
+        raise schema_error(
             f"`conversations[{index}]` is a `function_call` whose value is not JSON ({error}).",
             'Give {"name": …, "arguments": {…}} or a list of those.',
         ) from error
@@ -196,7 +162,7 @@ def _prompt_and_answer(row: Mapping[str, Any], answer: str) -> Example:
     if isinstance(prompt, str) and isinstance(response, str):
         return TextPair(prompt, response)
     if isinstance(prompt, str) or isinstance(response, str):
-        raise _schema(
+        raise schema_error(
             f"`prompt` is {type(prompt).__name__} and `{answer}` is {type(response).__name__}.",
             "Give two strings, or two lists of messages.",
         )
@@ -231,89 +197,7 @@ def _string(row: Mapping[str, Any], key: str) -> str:
     if value is None and key == "input":
         return ""
     if not isinstance(value, str):
-        raise _schema(f"`{key}` must be a string, got {type(value).__name__}.", "Convert it, or drop the row.")
-    return value
-
-
-def _train_flag(message: Message, index: int) -> bool:
-    """Per-message `weight` (0 or 1) or `train` (bool); trained where neither is given."""
-    for key, allowed in (("weight", (0, 1)), ("train", (False, True))):
-        value = message.get(key)
-        if value is None:
-            continue
-        if value not in allowed or (key == "train" and not isinstance(value, bool)):
-            raise _schema(
-                f"message {index} has `{key}`={value!r}; allowed: {allowed[0]!r} or {allowed[1]!r}.",
-                "Fractional weights are not supported: a token either carries loss or does not.",
-            )
-        return bool(value)
-    return True
-
-
-def _clean_message(raw: Message, index: int) -> Message:
-    role = raw.get("role")
-    if role not in ROLES:
-        raise _schema(
-            f"message {index} has the unknown role {role!r}; known: {', '.join(ROLES)}.",
-            "Rename it: a misspelt role would train nothing.",
-        )
-    message = {
-        key: value if isinstance(value, str) else drop_none(value)
-        for key, value in raw.items()
-        if value is not None and key not in ("weight", "train")
-    }
-    content = message.get("content")
-    if content is None and not message.get("tool_calls") and not reasoning_text(message):
-        raise _schema(f"message {index} ({role}) has no content.", "Give it a string, or remove the message.")
-    if isinstance(content, (list, tuple)):
-        _check_parts(content, index, role)
-    elif content is not None and not isinstance(content, str):
-        raise _schema(
-            f"message {index} ({role}) has content of type {type(content).__name__}.", "Content must be a string."
-        )
-    calls = message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, (list, tuple)) and all(map(_is_call, calls))):
-        raise _schema(
-            f"message {index} ({role}): `tool_calls` must be a list of mappings that name a function.",
-            'Write [{"type": "function", "function": {"name": …, "arguments": {…}}}].',
-        )
-    return message
-
-
-def _is_call(call: Any) -> bool:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
-
-
-def _check_parts(parts: Sequence[Any], index: int, role: str) -> None:
-    for part in parts:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise _schema(
-                f"message {index} ({role}) has multimodal content (a part of type {kind!r}).",
-                "Only text is supported; fine-tune vision and audio models with their own collator.",
-            )
-
-
-def check_text(text: str, where: str) -> None:
-    """Refuse lone surrogates: they cannot be encoded as UTF-8, and tokenizers fail on them without saying where."""
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _schema(
-            f"{where} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}.",
-            "Repair the text's encoding, for example with .encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').",
-        ) from error
-
-
-def drop_none(value: Any) -> Any:
-    """`value` without the mapping entries that are `None`, at every depth. Arrow fills missing struct fields with them."""
-    if isinstance(value, Mapping):
-        return {key: drop_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, (list, tuple)):
-        return [drop_none(item) for item in value]
+        raise schema_error(f"`{key}` must be a string, got {type(value).__name__}.", "Convert it, or drop the row.")
     return value
 
 
@@ -324,9 +208,9 @@ def _tools(value: Any) -> list[Any] | None:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise _schema(f"`tools` is a string that is not JSON ({error}).", "Give a list of schemas.") from error
+            raise schema_error(f"`tools` is a string that is not JSON ({error}).", "Give a list of schemas.") from error
     if not isinstance(value, (list, tuple)):
-        raise _schema(f"`tools` must be a list of schemas, got {type(value).__name__}.", "See OpenAI's format.")
+        raise schema_error(f"`tools` must be a list of schemas, got {type(value).__name__}.", "See OpenAI's format.")
     return [drop_none(json.loads(tool) if isinstance(tool, str) else tool) for tool in value] or None
 
 
@@ -334,9 +218,7 @@ def _template_kwargs(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise _schema(f"`chat_template_kwargs` must be a mapping, got {type(value).__name__}.", "Give keyword values.")
+        raise schema_error(
+            f"`chat_template_kwargs` must be a mapping, got {type(value).__name__}.", "Give keyword values."
+        )
     return {key: item for key, item in value.items() if item is not None}
-
-
-def _schema(message: str, remedy: str) -> MaskingError:
-    return MaskingError(message, code="bad_schema", remedy=remedy)

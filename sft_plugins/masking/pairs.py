@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.assemble import Row, boundary_error
-from sft_plugins.masking.examples import Conversation, TextPair, check_text
+from sft_plugins.masking.examples import Conversation, TextPair
+from sft_plugins.masking.messages import check_text
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.plan import Turn, special_token_error
 from sft_plugins.masking.text import TextTokenizer

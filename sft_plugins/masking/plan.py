@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples import Conversation, Message
+from sft_plugins.masking.examples import Conversation
+from sft_plugins.masking.messages import Message
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.render import ChatRenderer
 from sft_plugins.masking.text import TextTokenizer

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples import Conversation, Message
+from sft_plugins.masking.examples import Conversation
+from sft_plugins.masking.messages import Message
 from sft_plugins.masking.watched import WatchedTemplate
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sft_plugins.masking.assemble import Row
-from sft_plugins.masking.examples import content_text
+from sft_plugins.masking.messages import content_text
 from sft_plugins.masking.text import TextTokenizer
 
 

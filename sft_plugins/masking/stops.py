@@ -18,7 +18,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples import Conversation, Message
+from sft_plugins.masking.examples import Conversation
+from sft_plugins.masking.messages import Message
 from sft_plugins.masking.render import ChatRenderer
 from sft_plugins.masking.text import TextTokenizer
 
