@@ -36,7 +36,7 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="A JSON Lines file of rows to train on; by default real conversations.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 24,
     output: Annotated[Path, typer.Option(help="Where the adapter is written.")] = Path("runs/demo"),
     max_length: Annotated[int, typer.Option(min=16, help="Most tokens of a row; later turns are left off.")] = 256,
     device: Annotated[

@@ -44,7 +44,7 @@ class Settings:
 
     model: str | None = None
     data: Path | None = None
-    steps: int = 32
+    steps: int = 24
     output: Path = Path("runs/demo")
     max_length: int = 256
     device: str = "auto"
