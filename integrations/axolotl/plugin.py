@@ -1,0 +1,230 @@
+"""`SFTPlugin`: what runs at which of Axolotl's hooks.
+
+    register, validation    versions; `sft_plugins:` is judged (args.py)
+    load_datasets           rows audited, then packed by us (only in `axolotl train`; `evaluate` does not call it)
+    post_model_load         the model isolated, and the proof logged
+    get_training_args       the column that says where documents end is kept
+    get_collator_…          our collators (collators.py)
+    add_callbacks_post_…    the collapse callback, with the trainer handed to it
+    post_trainer_create     rows audited that are not packed by us
+
+Invariant: without our key in the validated configuration every hook does nothing. Axolotl keeps plug-ins of earlier runs
+in one process and calls them again, so all that an instance knows belongs to one run.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
+
+from sft_plugins import __version__
+from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.collapse import ModeCollapseCallback
+from sft_plugins.errors import ContaminationError
+from sft_plugins.integrations._compat import require
+from sft_plugins.integrations.axolotl import collators
+from sft_plugins.integrations.axolotl.audit import audit_rows
+from sft_plugins.integrations.axolotl.contradictions import dataset_entries, is_ours, packer
+from sft_plugins.integrations.axolotl.settings import KEY, CollapseSettings, PackingSettings, Settings
+from sft_plugins.packing import isolate, pack_dataset
+
+LOG = get_logger("axolotl.sft_plugins")
+
+
+class SFTPlugin(BasePlugin):
+    """Exact masking, contamination-free packing and the collapse alarm for `axolotl train`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        require("torch", "transformers", "peft", "axolotl")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._announced = self._audited = self._packed = False
+        self._model: weakref.ref[Any] | None = None
+        self._heldout: Any = None
+
+    def get_input_args(self) -> str:
+        """Where the model of our part of the configuration is."""
+        return f"{KEY}.integrations.axolotl.args.SFTPluginsArgs"
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
+        """Our packed rows with their number of steps, or None where Axolotl's own rows serve."""
+        settings = self._settings(cfg)
+        if settings is None:
+            return None
+        if preprocess or settings.packing is None or packer(settings, cfg) != "sft_plugins":
+            return None
+        from axolotl.common.datasets import TrainDatasetMeta, load_datasets
+        from axolotl.loaders import load_tokenizer
+        from axolotl.utils.trainer import calculate_total_num_steps
+
+        meta = load_datasets(cfg=cfg)
+        self._audit(cfg, settings, meta.train_dataset, meta.eval_dataset, load_tokenizer(cfg))
+        self._heldout = meta.eval_dataset
+        train = _pack(
+            meta.train_dataset, cfg.sequence_len, settings.packing, strict=_is_strict(cfg, settings), name="train"
+        )
+        evaluation = meta.eval_dataset and _pack(
+            meta.eval_dataset,
+            cfg.eval_sequence_len or cfg.sequence_len,
+            settings.packing,
+            strict=_is_strict(cfg, settings),
+            name="evaluation",
+        )
+        self._packed = True
+        steps = calculate_total_num_steps(cfg, train, update=False)
+        return TrainDatasetMeta(train, evaluation, min(steps, cfg.max_steps) if cfg.max_steps else steps)
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """Say what is active, where no hook before has."""
+        self._settings(cfg)
+
+    def post_model_load(self, cfg: Any, model: Any) -> None:
+        """Make packed rows exact for the model as it stands, adapters and kernels included, and prove it.
+
+        Raises:
+            ContaminationError: if nothing isolates it. Whatever `attn_implementation` says, no run starts that leaks.
+        """
+        settings = self._settings(cfg)
+        if settings is None or packer(settings, cfg) is None or cfg.inference:
+            return
+        self._model = weakref.ref(model)
+        LOG.info(f"sft-plugins isolation proved: {isolate(model)}")
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """Packed rows carry a column that no model takes."""
+        settings = self._settings(cfg)
+        own = settings is not None and packer(settings, cfg) == "sft_plugins"
+        return {"remove_unused_columns": False} if own else {}
+
+    def get_collator_cls_and_kwargs(
+        self,
+        cfg: Any,
+        is_eval: bool = False,  # noqa: ARG002 (evaluation is isolated by the same collator)
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The collator for training or evaluation; None where Axolotl's own is as good."""
+        settings = self._settings(cfg)
+        if settings is None:
+            return None
+        if packer(settings, cfg) is not None:
+            model = self._model() if self._model is not None else None
+            if model is None:
+                raise ContaminationError(
+                    "Axolotl builds a collator before it has loaded a model.",
+                    code="host_collator",
+                    remedy="Use a supported version of Axolotl.",
+                )
+            return (collators.packed if self._packed else collators.documents), {"model": model}
+        # Rows that an audit only warned of, or multipack's nested ones, are not for a collator that refuses them.
+        if settings.masking is None or not _is_strict(cfg, settings) or cfg.sample_packing:
+            return None
+        return collators.padded, {}
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        """The collapse callback joins the trainer here; nothing is left for Axolotl to add."""
+        settings = self._settings(cfg)
+        if settings is not None and settings.collapse is not None:
+            heldout = self._heldout if self._packed else trainer.eval_dataset
+            _collapse_callback(settings.collapse, trainer.processing_class, heldout).attach(trainer)
+        return []
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Audit rows that are not packed by us, as the trainer holds them."""
+        settings = self._settings(cfg)
+        if settings is not None and not self._audited:
+            self._audit(cfg, settings, trainer.train_dataset, trainer.eval_dataset, trainer.processing_class)
+
+    def post_train_unload(self, cfg: Any) -> None:  # noqa: ARG002
+        """The run is over."""
+        self._forget()
+
+    def _settings(self, cfg: Any) -> Settings | None:
+        """Our settings in this run, announced once; None where the plug-in is not active."""
+        raw = cfg.get(KEY)
+        if raw is None:
+            return None
+        settings = Settings.read(raw.to_dict())
+        if not self._announced:
+            self._announced = True
+            LOG.info(f"sft-plugins {__version__} is active: {_in_words(settings, cfg)}")
+            if settings.packing is None and cfg.sample_packing:
+                LOG.warning(
+                    f"sft-plugins: `sample_packing: true` and `{KEY}.packing: false`: nothing proves that packed "
+                    "documents do not see one another."
+                )
+        return settings
+
+    def _audit(self, cfg: Any, settings: Settings, train: Any, evaluation: Any, tokenizer: Any) -> None:
+        self._audited = True
+        if settings.masking is None:
+            return
+        ours = all(map(is_ours, dataset_entries(cfg)))
+        for name, rows in (("train", train), ("evaluation", evaluation)):
+            audit_rows(rows, tokenizer, name=name, level=settings.masking.audit, ours=ours)
+
+
+def _is_strict(cfg: Any, settings: Settings) -> bool:
+    """Whether every row has been shown to be exact, or is about to be."""
+    masking = settings.masking
+    return masking is not None and (masking.audit == "error" or all(map(is_ours, dataset_entries(cfg))))
+
+
+def _in_words(settings: Settings, cfg: Any) -> str:
+    masking = settings.masking
+    ours = sum(map(is_ours, dataset_entries(cfg)))
+    who = packer(settings, cfg)
+    parts = [
+        "masking off"
+        if masking is None
+        else f"masking ({ours} of {len(dataset_entries(cfg))} datasets masked here, audit: {masking.audit})",
+        {
+            None: "packing off",
+            "sft_plugins": f"packing (rows of {cfg.sequence_len:,} tokens, packed here)",
+            "axolotl": "packing (Axolotl's sample_packing, isolated here)",
+        }[who],
+        "collapse off" if settings.collapse is None else f"collapse (on_collapse: {settings.collapse.on_collapse})",
+    ]
+    return ", ".join(parts)
+
+
+def _pack(rows: Any, max_length: int, settings: PackingSettings, *, strict: bool, name: str) -> Any:
+    if not strict:
+        # Rows of other strategies may supervise the first token, which nothing predicts even in a row of its own.
+        rows = rows.map(_first_label_off, desc="First labels")
+    packed, report = pack_dataset(
+        rows, max_length, unsupervised=settings.unsupervised, extra_columns="drop", seed=settings.seed
+    )
+    LOG.info(
+        f"sft-plugins packed the {name} rows: {report.documents:,} documents in {report.rows:,} rows, "
+        f"{report.fill:.1%} full\n{report}"
+    )
+    return packed
+
+
+def _first_label_off(row: dict[str, Any]) -> dict[str, Any]:
+    return {"labels": [IGNORE_INDEX, *row["labels"][1:]]}
+
+
+def _collapse_callback(settings: CollapseSettings, tokenizer: Any, heldout: Any) -> ModeCollapseCallback:
+    rows = heldout.select_columns(["input_ids", "labels"]) if heldout is not None and settings.heldout else None
+    return ModeCollapseCallback(
+        tokenizer,
+        None if settings.prompts == "builtin" else settings.prompts,
+        eval_pairs=rows,
+        every_steps=settings.every_steps,
+        samples_per_prompt=settings.samples_per_prompt,
+        max_new_tokens=settings.max_new_tokens,
+        baseline=None if settings.baseline == "off" else settings.baseline,
+        embedder=None if settings.embedder == "off" else settings.embedder,
+        on_collapse=settings.on_collapse,
+        output_dir=settings.output_dir,
+        seed=settings.seed,
+        budget=None if settings.budget == "off" else settings.budget,
+        max_eval_pairs=settings.max_eval_pairs,
+        detector=settings.detector_config(),
+        report=settings.report,
+    )
