@@ -1,0 +1,79 @@
+"""Every Python block of the README runs, in order, in one namespace, on a tiny model."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import sft_plugins.collapse
+from testkit.tokenizers import build_tokenizer
+
+trl = pytest.importorskip("trl")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the blocks leave to the reader (model, tokenizer, dataset) is given here; a run is cut to two steps on a CPU."""
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(blocks) >= 2
+    monkeypatch.chdir(tmp_path)
+    short = functools.partial(
+        trl.SFTConfig, max_steps=2, use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1
+    )
+    monkeypatch.setattr(trl, "SFTConfig", short)
+    brief = functools.partial(sft_plugins.collapse.ModeCollapseCallback, max_new_tokens=8)
+    monkeypatch.setattr(sft_plugins.collapse, "ModeCollapseCallback", brief)
+    tokenizer = build_tokenizer("qwen")
+    torch.manual_seed(0)
+    names: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "model": LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ),
+        "dataset": Dataset.from_list(
+            [
+                {
+                    "messages": [
+                        {"role": "user", "content": f"What is {n}?"},
+                        {"role": "assistant", "content": "A number."},
+                    ]
+                }
+                for n in range(12)
+            ]
+        ),
+    }
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    names["trainer"].train()
+    assert any("loss" in entry for entry in names["trainer"].state.log_history)
+
+
+def test_every_file_the_readme_links_to_is_there() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not os.path.exists(ROOT / link)] == []
+
+
+def test_every_make_target_the_readme_names_exists() -> None:
+    targets = set(re.findall(r"(?:^|`)make ([a-z][a-z-]+)", README, flags=re.M))
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets
+    assert [target for target in targets if not re.search(rf"^{target}:", rules, flags=re.M)] == []
