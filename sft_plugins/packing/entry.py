@@ -30,7 +30,7 @@ from torch import nn
 from sft_plugins.packing.boundaries import Boundaries, take_boundaries
 from sft_plugins.packing.target import refuse_context_parallel
 
-_MARK = "_sft_plugins_isolation"
+_MARK, _ENTRY = "_sft_plugins_isolation", "_sft_plugins_entry"
 
 Call = Callable[..., Any]
 Switch = Callable[[], AbstractContextManager[None]]
@@ -91,11 +91,26 @@ class Entry:
         # Trainers read the columns that a model takes from the signature of its forward.
         return inspect.signature(self.inner)
 
+    @property
+    def __func__(self) -> _Unbound:
+        # What a bound method has: TRL 1.9 reads its signature, accelerate wraps it for autocast and binds it again.
+        return _Unbound(self.previous, type(self.module).forward)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # accelerate's unwrap_model binds `forward` to the model once more under mixed precision.
-        if args and args[0] is self.module:
-            args = args[1:]
         return _enter(self, args, kwargs) if self.active else self.inner(*args, **kwargs)
+
+
+class _Unbound:
+    """An entry without its module, which comes as the first argument: it may be a copy of the one it was taken from."""
+
+    def __init__(self, previous: Call | None, forward: Call) -> None:
+        self.previous = previous
+        self.__signature__ = inspect.signature(forward)
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (entry := module.__dict__.get(_ENTRY)) is not None:
+            return entry(*args, **kwargs)
+        return (self.previous or type(module).forward.__get__(module))(*args, **kwargs)
 
 
 # Reading boundaries needs numbers on the host, which a compiled graph cannot have; what lies inside still compiles.
@@ -226,7 +241,7 @@ def install(model: nn.Module, backend: Backend) -> Callable[[], None]:
     entries = [Entry(model, backend, is_backbone=False)]
     entries += [Entry(module, backend, is_backbone=True) for module in backbones(model)]
     for entry in entries:
-        entry.module.__dict__["forward"] = entry
+        entry.module.__dict__["forward"] = entry.module.__dict__[_ENTRY] = entry
     model.__dict__[_MARK] = entries
     return functools.partial(_take_off, model, entries)
 
@@ -247,6 +262,8 @@ def _take_off(model: nn.Module, entries: list[Entry]) -> None:
     for entry in entries:
         # Where a host has wrapped the forward since, this entry stays inside as a plain pass-through.
         entry.active = False
+        if entry.module.__dict__.get(_ENTRY) is entry:
+            del entry.module.__dict__[_ENTRY]
         if entry.module.__dict__.get("forward") is entry:
             if entry.previous is None:
                 del entry.module.__dict__["forward"]

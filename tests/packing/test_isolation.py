@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -491,8 +492,12 @@ def test_accelerates_mixed_precision_wrapper_comes_and_goes() -> None:
     alone = run_alone(tiny.model, documents_of(tiny), gradients=False)
     isolate(tiny.model)
     tiny.model._original_forward = tiny.model.forward
-    tiny.model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=torch.bfloat16)(tiny.model.forward))
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)(tiny.model.forward.__func__)
+    tiny.model.forward = MethodType(convert_outputs_to_fp32(autocast), tiny.model)
     wrapped = run_packed(tiny.model, documents_of(tiny), gradients=False)
     assert 1e-4 < gap(alone, wrapped).logits < 0.3
     extract_model_from_parallel(tiny.model, keep_fp32_wrapper=False)
     assert gap(alone, run_packed(tiny.model, documents_of(tiny), gradients=False)).logits <= 1e-5
+    twin = copy.deepcopy(tiny.model)
+    zero(tiny.model)
+    assert gap(alone, run_packed(twin, documents_of(tiny), gradients=False)).logits <= 1e-5
