@@ -130,7 +130,7 @@ class Settings(Section):
 
     masking: MaskingSettings | None = Field(default_factory=MaskingSettings)
     packing: PackingSettings | None = Field(default_factory=PackingSettings)
-    collapse: CollapseSettings | None = Field(default_factory=CollapseSettings)
+    collapse: CollapseSettings | None = Field(default_factory=lambda: CollapseSettings())
 
     @model_validator(mode="before")
     @classmethod
