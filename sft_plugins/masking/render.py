@@ -93,9 +93,9 @@ class ChatRenderer:
         if source not in self._watched:
             self._watched[source] = WatchedTemplate(source)
         variables = {
+            "documents": None,
             **self.tokenizer.special_tokens_map,
             **conversation.template_kwargs,
             "tools": conversation.tools,
-            "documents": None,
         }
         return self._watched[source].prefixes(conversation.messages[:length], variables)

@@ -39,7 +39,7 @@ class WatchedTemplate:
             return
         loop, after = found
         # What follows the loop must be the same for every prefix, with and without a generation prompt.
-        if _loaded(after) & (_stored([loop]) | {"messages"}):
+        if _loaded(after) & _changed_by(loop, tree):
             return
         # The loop must write the same with and without it: prefixes of prompts are taken from a rendering without.
         if any("add_generation_prompt" in _loaded([node]) for node in tree.body if node not in after):
@@ -106,13 +106,16 @@ class _Watched(Sequence):
 
     def __iter__(self) -> Iterator[Any]:
         watch = self._watch
+        ended = 0  # bodies, when this iteration last handed a message out
         for turn, index in enumerate(range(self._offset, len(watch.messages))):
-            # Bodies ended = turns begun only in the marked loop, and only if nothing peeked ahead of it.
-            if turn and watch.ended_bodies == turn and watch.highest_read < index:
+            # One body has ended since then, and as many as turns were begun: so only in the marked loop, not in one
+            # inside its body. And nothing peeked ahead of it.
+            if turn and watch.ended_bodies == turn == ended + 1 and watch.highest_read < index:
                 watch.cuts[index] = watch.written
             watch.read(index)
+            ended = watch.ended_bodies
             yield watch.messages[index]
-        in_marked_loop = watch.ended_bodies == len(watch.messages) - self._offset
+        in_marked_loop = watch.ended_bodies == len(watch.messages) - self._offset == ended + 1
         watch.read(_ALL)
         if in_marked_loop and watch.end is None:
             watch.end = watch.written
@@ -136,6 +139,16 @@ class _Watched(Sequence):
             self._watch.read(self._offset)
         return len(self._watch.messages) > self._offset
 
+    # Python gives every object these two; without them a comparison or a printed list would be wrong unseen.
+    def __eq__(self, other: object) -> bool:
+        self._watch.read(_ALL)
+        mine = self._watch.messages[self._offset :]
+        return mine == (other._watch.messages[other._offset :] if isinstance(other, _Watched) else other)
+
+    def __repr__(self) -> str:
+        self._watch.read(_ALL)
+        return repr(self._watch.messages[self._offset :])
+
 
 def _message_loop(body: list[Any]) -> tuple[Any, list[Any]] | None:
     """The last loop at the top of the template (or in an `if` there) that writes, and all nodes that may run after it."""
@@ -149,6 +162,20 @@ def _message_loop(body: list[Any]) -> tuple[Any, list[Any]] | None:
                 if found is not None:
                     return found[0], [*found[1], *after]
     return None
+
+
+def _changed_by(loop: Any, tree: Any) -> set[str]:
+    """Names whose value or output after the loop may tell how many messages there were.
+
+    Those that the loop or a macro assigns, `messages`, objects with a state of their own, and what is made from such a name.
+    """
+    makers = [({macro.name}, _loaded(macro.body) | _stored(macro.body)) for macro in tree.find_all(nodes.Macro)]
+    makers += [(_stored([assign.target]), _loaded([assign.node])) for assign in tree.find_all(nodes.Assign)]
+    changed = _stored([loop, *tree.find_all(nodes.Macro)])
+    changed |= {name for made, used in makers if used & {"cycler", "joiner"} for name in made}
+    while more := {name for made, used in makers if used & changed for name in made} - changed:
+        changed |= more
+    return changed | {"messages"}  # what is made from the messages is watched when it is read
 
 
 def _loaded(tree: list[Any]) -> set[str]:
