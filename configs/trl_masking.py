@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from sft_plugins.integrations.trl import sft_arguments
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, mask_dataset
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,7 +38,7 @@ trainer = SFTTrainer(
         output_dir=args.output,
         max_steps=args.steps,
         num_train_epochs=1,
-        max_length=None,  # the masker has already seen to lengths; TRL would cut rows without a word
+        **sft_arguments("masked"),  # TRL leaves these rows alone: it neither cuts nor re-labels them
         bf16=gpu,
         use_cpu=not gpu,
         logging_steps=1,

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from sft_plugins.integrations.trl import sft_arguments
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,9 +38,7 @@ trainer = SFTTrainer(
         output_dir=args.output,
         max_steps=args.steps,
         num_train_epochs=1,
-        max_length=None,  # the masker sees to lengths
-        remove_unused_columns=False,  # raw columns must reach the collator
-        dataset_kwargs={"skip_prepare_dataset": True},
+        **sft_arguments("raw"),  # raw columns reach the collator
         bf16=gpu,
         use_cpu=not gpu,
         logging_steps=1,

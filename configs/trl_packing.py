@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from sft_plugins.integrations.trl import sft_arguments
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset
 
@@ -42,7 +43,7 @@ trainer = SFTTrainer(
         output_dir=args.output,
         max_steps=args.steps,
         num_train_epochs=1,
-        max_length=None,  # the rows are packed already: leave TRL's own packing and padding_free off
+        **sft_arguments("packed"),  # the rows are packed already: TRL's own packing stays off
         per_device_train_batch_size=1,  # packed rows; the report above says what that does to the size of a step
         bf16=gpu,
         use_cpu=not gpu,

@@ -108,10 +108,10 @@ MASKING = [
     "MaskReport", "Masked", "MaskedExample", "PromptMasker", "StrictPromptMaskingCollator", "check_masks", "mask_dataset",
 ]  # fmt: skip
 PACKING = [
-    "BlockDiagonalPackingCollator", "IsolationReport", "PackPlan", "PackReport", "Packed", "check_isolation", "isolate",
+    "BlockDiagonalPackingCollator", "IsolationReport", "PackPlan", "PackReport", "PackStream", "Packed", "check_isolation", "isolate",
     "pack_dataset", "pack_stream", "plan_packs",
 ]  # fmt: skip
-COLLAPSE = ["DetectorConfig", "Finding", "ModeCollapseCallback", "Verdict", "write_report"]
+COLLAPSE = ["DetectorConfig", "Finding", "ModeCollapseCallback", "Verdict", "load_prompts", "write_report"]
 TOP = [
     "BlockDiagonalPackingCollator", "ModeCollapseCallback", "PromptMasker", "StrictPromptMaskingCollator",
     "check_isolation", "check_masks", "isolate", "mask_dataset", "pack_dataset", "pack_stream", "plan_packs",
