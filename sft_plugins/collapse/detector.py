@@ -4,6 +4,7 @@
 | --- | --- |
 | `detect(baseline, probes, *, config)` | `Verdict` after the last probe |
 | `detect_each(baseline, probes, *, config)` | `Verdict` after each probe: when something was first found |
+| `Detector(baseline, *, config)` | the same, probe by probe: `.add(probe)`, `.verdict` |
 
 Invariants
 - Only *meaning* decides about narrowing: the retained `semantic_distance` of `open` prompts. Without embeddings there
@@ -28,7 +29,7 @@ from sft_plugins.collapse.evidence import estimate, unusable
 from sft_plugins.collapse.measures import Measures
 from sft_plugins.collapse.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
 
-__all__ = ["detect", "detect_each"]
+__all__ = ["Detector", "detect", "detect_each"]
 
 _INFORMATION_FLOOR = 0.05
 """Nats of prompt–opening information below which a baseline's openings are taken to tell nothing."""
@@ -70,11 +71,10 @@ def detect(baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorC
     Raises:
         CollapseError: `prompts_changed`, when baseline and probes were not asked the same prompts.
     """
-    every = detect_each(baseline, probes, config=config)
-    if every:
-        return every[-1]
-    statement = _obstacle(baseline, config or DetectorConfig()) or _NO_PROBE
-    return Verdict(None, "ok", (statement,), (), {}, None)
+    detector = Detector(baseline, config=config)
+    for probe in probes:
+        detector.add(probe)
+    return detector.verdict
 
 
 def detect_each(
@@ -84,25 +84,52 @@ def detect_each(
 
     For a report: the step at which something was first found.
     """
-    config = config or DetectorConfig()
-    probes = [probe for probe in probes if probe.measures is not None]
-    obstacle = _obstacle(baseline, config)
-    if obstacle is not None or baseline is None:
-        return [Verdict(probe.step, "ok", (obstacle,) if obstacle else (), (), {}, None) for probe in probes]
+    detector = Detector(baseline, config=config)
+    return [detector.add(probe) for probe in probes if probe.measures is not None]
 
-    every: list[Verdict] = []
-    raw: list[list[Finding]] = []
-    healthy_step = None
-    for i, probe in enumerate(probes):
-        figures = estimate(baseline, probe, config=config)
-        raw.append(_findings(baseline, probes[: i + 1], figures, config))
-        if _top(raw[-1]) in ("ok", "info"):
-            healthy_step = probe.step
-        confirmed, pending = _confirm(raw, config.persistence)
-        confirmed = [_with_checkpoint(finding, healthy_step) for finding in confirmed]
-        findings = [*sorted(confirmed, key=_rank, reverse=True), *_limits_of_sight(baseline, probe, config)]
-        every.append(Verdict(probe.step, _top(findings), tuple(findings), tuple(pending), figures, healthy_step))
-    return every
+
+class Detector:
+    """A run judged as its probes come. What earlier ones showed is kept whole, so no length of run loses its past.
+
+    Args:
+        baseline: the model before training; without one `verdict` says so, whatever is added.
+        config: bands, limits, persistence.
+    """
+
+    def __init__(self, baseline: Probe | None, *, config: DetectorConfig | None = None) -> None:
+        self.baseline, self.config = baseline, config or DetectorConfig()
+        self._obstacle = _obstacle(baseline, self.config)
+        self._probes: list[Probe] = []
+        self._raw: list[list[Finding]] = []
+        self._healthy_step: int | None = None
+        self.verdict = Verdict(None, "ok", (self._obstacle or _NO_PROBE,), (), {}, None)
+        """After the last probe with tier 2."""
+
+    def add(self, probe: Probe) -> Verdict:
+        """The verdict after `probe`, which comes after all that were added before. Without tier 2 it changes nothing.
+
+        Raises:
+            CollapseError: `prompts_changed`; nothing is added then.
+        """
+        if probe.measures is None:
+            return self.verdict
+        if self._obstacle is not None or self.baseline is None:
+            self.verdict = Verdict(probe.step, "ok", (self._obstacle or _NO_PROBE,), (), {}, None)
+            return self.verdict
+        figures = estimate(self.baseline, probe, config=self.config)
+        raw = _findings(self.baseline, [*self._probes, probe], figures, self.config)
+        self._probes.append(probe)
+        self._raw.append(raw)
+        if _top(raw) in ("ok", "info"):
+            self._healthy_step = probe.step
+        confirmed, pending = _confirm(self._raw, self.config.persistence)
+        confirmed = [_with_checkpoint(finding, self._healthy_step) for finding in confirmed]
+        findings = (
+            *sorted(confirmed, key=_rank, reverse=True),
+            *_limits_of_sight(self.baseline, probe, self.config),
+        )
+        self.verdict = Verdict(probe.step, _top(findings), findings, tuple(pending), figures, self._healthy_step)
+        return self.verdict
 
 
 def _findings(

@@ -36,10 +36,9 @@ def estimate(baseline: Probe, probe: Probe, *, config: DetectorConfig) -> dict[s
     """
     found: dict[str, Estimate | None] = {}
     how = config.resampling
-    if baseline.fork_entropy is not None and probe.fork_entropy is not None:
-        found["fork_retention"] = ratio(
-            probe.fork_entropy, baseline.fork_entropy, null=config.fork_below, resampling=how
-        )
+    forks_base = baseline.fork_entropy if probe.fork_entropy_base is None else probe.fork_entropy_base
+    if forks_base is not None and probe.fork_entropy is not None:
+        found["fork_retention"] = ratio(probe.fork_entropy, forks_base, null=config.fork_below, resampling=how)
     if baseline.measures is None or probe.measures is None:
         return {name: value for name, value in found.items() if value is not None}
 

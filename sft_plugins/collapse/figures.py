@@ -31,17 +31,19 @@ _ALL = ("boilerplate", "empty", "truncated", "repetition", "length")
 def to_probe(look: Look, base: Look | None, *, step: int) -> Probe:
     """What the detector takes. The baseline itself is `to_probe(base, base, step=0)`."""
     now, before = _forks_in(look), None if base is None else _forks_in(base)
-    fork_entropy = None
+    fork_entropy = fork_entropy_base = None
     if now is not None and before is not None:
         forks = fork_positions(before.stats.entropy)
         count = int(before.row.max()) + 1 if len(before.row) else 0
         both = forks & now.stats.finite & before.stats.finite
         fork_entropy = grouped_sums(now.stats.entropy, now.row, count, where=both)
+        fork_entropy_base = grouped_sums(before.stats.entropy, before.row, count, where=both)
     judged = [j for j in (look.held_out, look.frozen) if j is not None]
     return Probe(
         step=step,
         measures=look.measures,
         fork_entropy=fork_entropy,
+        fork_entropy_base=fork_entropy_base,
         heldout_loss=None if look.held_out is None else summarize(look.held_out.stats).nll,
         nonfinite=sum(int((~j.stats.finite).sum()) for j in judged),
     )
@@ -49,12 +51,16 @@ def to_probe(look: Look, base: Look | None, *, step: int) -> Probe:
 
 def probe_from_record(record: Mapping[str, Any]) -> Probe:
     """The detector's view of a `probe` or `baseline` record of the history."""
-    forks = record.get("fork_entropy")
     measures = record.get("measures")
+    forks, forks_base = (
+        None if sums is None else np.array(sums, dtype=np.float64)
+        for sums in (record.get("fork_entropy"), record.get("fork_entropy_base"))
+    )
     return Probe(
         step=record["step"],
         measures=None if measures is None else Measures.from_json(measures),
-        fork_entropy=None if forks is None else np.array(forks, dtype=np.float64),
+        fork_entropy=forks,
+        fork_entropy_base=forks_base,
         heldout_loss=record.get("heldout_loss"),
         nonfinite=record.get("nonfinite", 0),
     )

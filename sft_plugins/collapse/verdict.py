@@ -107,6 +107,11 @@ class Probe:
     measures: Measures | None = None
     fork_entropy: np.ndarray | None = None
     """`[E]` per held-out pair: Σ of the token entropies at the *baseline's* forks, nats (`entropy.grouped_sums`)."""
+    fork_entropy_base: np.ndarray | None = None
+    """`[E]`: the baseline's own sums over the very positions of `fork_entropy`; None where those are all its forks.
+
+    They differ where logits are NaN now and were not before: sums over different positions would read as a fall.
+    """
     heldout_loss: float | None = None
     """Token-weighted mean NLL on the held-out pairs, nats."""
     nonfinite: int = 0

@@ -23,7 +23,7 @@ from torch import nn
 
 from sft_plugins.collapse import figures
 from sft_plugins.collapse.baseline import Baseline, adapter_is_exact, load_baseline
-from sft_plugins.collapse.detector import detect
+from sft_plugins.collapse.detector import Detector
 from sft_plugins.collapse.embedder import resolve_embedder
 from sft_plugins.collapse.evidence import estimate
 from sft_plugins.collapse.history import SCHEMA, History, config_hash, read_history
@@ -36,7 +36,6 @@ from sft_plugins.errors import CollapseError
 __all__ = ["Outcome", "Watch"]
 
 logger = logging.getLogger(__name__)
-_DETECTOR_WINDOW = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +68,12 @@ class Watch:
         detector: DetectorConfig,
         say: Callable[[str], None] = logger.warning,
     ) -> None:
-        self.prober, self.ranks, self.detector, self.say = prober, ranks, detector, say
+        self.prober, self.ranks, self.config, self.say = prober, ranks, detector, say
         self.folder = self._usable(folder)
         self.start_step = step
         self.history = History(None if self.folder is None or ranks.rank else self.folder / "history.jsonl")
         self.base: Look | None = None
-        self.probes: list[Probe] = []
-        self.verdict = detect(None, [], config=detector)
+        self.detector = Detector(None, config=detector)
         self._logs: list[dict[str, Any]] = []
 
     def begin(
@@ -100,7 +98,7 @@ class Watch:
             if note:
                 self.say(f"collapse: {note}")
             taken, origin = self._baseline(model, baseline, exact=exact, why=why, before=before)
-            self.base = self.prober.use_baseline(taken, self.detector)
+            self.base = self.prober.use_baseline(taken, self.config)
         taken = self.prober.baseline
         if taken is None:
             self.say(f"collapse: no baseline: {origin}. Figures are logged, but nothing can be compared.")
@@ -129,16 +127,15 @@ class Watch:
 
     def _judge(self, look: Look, *, step: int, epoch: float | None) -> Outcome:
         found = figures.to_probe(look, self.base, step=step)
-        base = None if self.base is None else figures.to_probe(self.base, self.base, step=0)
-        if look.measures is not None:
-            self.probes.append(found)
-            # detect() walks all it is given; a run with a probe at every step would make that quadratic.
-            self.verdict = detect(base, self.probes[-_DETECTOR_WINDOW:], config=self.detector)
-        intervals = {} if base is None else estimate(base, found, config=self.detector)
+        base, verdict = self.detector.baseline, self.detector.add(found)
+        # Of a probe with answers, the verdict has them already.
+        intervals = verdict.estimates if look.measures is not None else {}
+        if base is not None and not intervals:
+            intervals = estimate(base, found, config=self.config)
         values = figures.figures(look, self.base) | figures.trainer_figures(self._logs)
         flat = figures.flatten(values, intervals)
         if look.measures is not None:
-            flat[figures.PREFIX + "level"] = float(LEVELS.index(self.verdict.level))
+            flat[figures.PREFIX + "level"] = float(LEVELS.index(verdict.level))
         self.history.append(
             "probe",
             step=step,
@@ -146,16 +143,17 @@ class Watch:
             tier=look.tier,
             values=values,
             intervals={name: [e.value, e.lo, e.hi] for name, e in intervals.items()},
-            verdict=self.verdict.to_json(),
+            verdict=verdict.to_json(),
             **self._look_record(look, found),
         )
-        return Outcome(step=step, tier=look.tier, values=flat, verdict=self.verdict)
+        return Outcome(step=step, tier=look.tier, values=flat, verdict=verdict)
 
     def _look_record(self, look: Look, found: Probe) -> dict[str, Any]:
         return {
             "by_position": figures.by_position(look),
             "measures": None if look.measures is None else look.measures.to_json(),
             "fork_entropy": found.fork_entropy,
+            "fork_entropy_base": found.fork_entropy_base,
             "heldout_loss": found.heldout_loss,
             "nonfinite": found.nonfinite,
             "samples": [
@@ -175,7 +173,7 @@ class Watch:
             step=self.start_step,
             config=config,
             config_hash=config_hash(config),
-            detector=dataclasses.asdict(self.detector),
+            detector=dataclasses.asdict(self.config),
             prompts=[{"id": p.id, "text": p.text, "tag": p.tag} for p in self.prober.prompts],
             eval_pairs=len(self.prober.rows),
             samples_per_prompt=self.prober.k,
@@ -189,15 +187,17 @@ class Watch:
             versions={"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
             python=platform.python_version(),
         )
+        found = None
         if self.base is not None:
             found = figures.to_probe(self.base, self.base, step=0)
             values = figures.figures(self.base, None)
             if not any(r["kind"] == "baseline" for r in before):
                 self.history.append("baseline", step=0, values=values, **self._look_record(self.base, found))
         # A resumed run is judged with the probes it had made before.
-        self.probes = [
-            figures.probe_from_record(r) for r in before if r["kind"] == "probe" and r.get("measures") is not None
-        ]
+        self.detector = Detector(found, config=self.config)
+        for record in before:
+            if record["kind"] == "probe":
+                self.detector.add(figures.probe_from_record(record))
         self._logs = [r for r in before if r["kind"] == "log"]
 
     def _earlier(self) -> list[dict[str, Any]]:

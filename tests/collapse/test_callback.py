@@ -101,7 +101,7 @@ STAGES = {
     "sampling": (probe, "sample_batch"),
     "embedding": (probe.Prober, "_embed"),
     "measuring": (probe, "measure"),
-    "judging": (watch, "detect"),
+    "judging": (watch.Detector, "add"),
     "figures": (figures, "figures"),
     "writing": (History, "append"),
     "logging": (module, "log_through"),
