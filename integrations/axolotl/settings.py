@@ -95,10 +95,10 @@ class CollapseSettings(Section):
 
     prompts: str = "builtin"
     heldout: bool = True
-    every_steps: int | None = Field(None, ge=1)
-    samples_per_prompt: int = Field(8, ge=2)
-    max_new_tokens: int = Field(128, ge=1)
-    max_eval_pairs: int = Field(64, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    samples_per_prompt: int = Field(default=8, ge=2)
+    max_new_tokens: int = Field(default=128, ge=1)
+    max_eval_pairs: int = Field(default=64, ge=1)
     baseline: Annotated[str, BeforeValidator(_off_as_word)] = "auto"
     embedder: Annotated[Literal["auto", "model", "off"], BeforeValidator(_off_as_word)] = "auto"
     on_collapse: Literal["warn", "stop"] = "warn"
@@ -130,7 +130,7 @@ class Settings(Section):
 
     masking: MaskingSettings | None = Field(default_factory=MaskingSettings)
     packing: PackingSettings | None = Field(default_factory=PackingSettings)
-    collapse: CollapseSettings | None = Field(default_factory=lambda: CollapseSettings())
+    collapse: CollapseSettings | None = Field(default_factory=CollapseSettings)
 
     @model_validator(mode="before")
     @classmethod

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,13 @@ def split(batch: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """`(ids, labels)` of every document, without padding."""
     if "cu_seq_lens_q" in batch:
         ends = batch["cu_seq_lens_q"].tolist()
-        pieces = [(batch["input_ids"][0, a:b], batch["labels"][0, a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        pieces = [(batch["input_ids"][0, a:b], batch["labels"][0, a:b]) for a, b in pairwise(ends)]
+        return [(ids, labels) for ids, labels in pieces if (labels != -100).any()]
+    if "position_ids" in batch:  # Axolotl's own packed rows: positions restart with every document
+        pieces = []
+        for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+            ends = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+            pieces += [(ids[a:b], labels[a:b]) for a, b in pairwise(ends)]
         return [(ids, labels) for ids, labels in pieces if (labels != -100).any()]
     return [
         (ids[mask == 1], labels[mask == 1])
@@ -92,7 +99,7 @@ def train(path: str, seen: dict[str, Any]) -> None:
         axolotl.train.execute_training = execute
 
 
-def preprocess(path: str, seen: dict[str, Any]) -> None:  # noqa: ARG001
+def preprocess(path: str, seen: dict[str, Any]) -> None:
     from axolotl.cli.preprocess import do_cli
 
     try:

@@ -1,0 +1,419 @@
+"""Axolotl's own commands with the plug-in present, on CPU, offline, on a tiny model with LoRA.
+
+All runs happen one after the other in one process (`drive_axolotl.py`), which is itself a test: nothing may be left over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's environment")
+
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sft_plugins.masking import PromptMasker
+from testkit.tokenizers import CHATML, build_tokenizer
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = "sft_plugins.integrations.axolotl.SFTPlugin"
+STRATEGY = "sft_plugins.integrations.axolotl.strategy"
+WITHOUT_END = CHATML.replace("<|im_end|>", "")
+ANSWERS = ["The answer is four.", "It is 21 degrees. " * 3, "Fine, thanks.", "Well. " * 9]
+
+
+def conversation(i: int) -> dict[str, Any]:
+    turns = [
+        {"role": "user", "content": f"Why {i}?"},
+        {"role": "assistant", "content": ANSWERS[i % 4].strip()},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": ANSWERS[(i + 1) % 4].strip()},
+    ]
+    return {"messages": turns[: 2 + 2 * (i % 2)]}
+
+
+CONVERSATIONS = [conversation(i) for i in range(24)]
+EMPTY_ANSWERS = [
+    {"messages": [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": "" if i == 3 else "So."}]}
+    for i in range(8)
+]
+OTHER_NAMES = [
+    {"dialog": [{"who": "client" if m["role"] == "user" else "bot", "says": m["content"]} for m in row["messages"]]}
+    for row in CONVERSATIONS
+]
+
+
+def tiny_tokenizer(template: str = CHATML) -> Any:
+    return build_tokenizer("qwen", chat_template=template)
+
+
+def save_model(folder: Path, template: str = CHATML) -> None:
+    tokenizer = tiny_tokenizer(template)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+COLLAPSE = {"prompts": "prompts.jsonl", "samples_per_prompt": 2, "max_new_tokens": 4, "embedder": False, "report": False,
+            "budget": False, "every_steps": 2}  # fmt: skip
+BASE = {
+    "base_model": "model",
+    "tokenizer_type": "AutoTokenizer",
+    "plugins": [PLUGIN],
+    "datasets": [{"path": "rows.jsonl", "ds_type": "json", "type": STRATEGY}],
+    "val_set_size": 4,
+    "shuffle_merged_datasets": False,
+    "sequence_len": 96,
+    "adapter": "lora", "lora_r": 2, "lora_alpha": 4, "lora_target_linear": True,
+    "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False, "lora_embedding_kernel": False,
+    "micro_batch_size": 2, "gradient_accumulation_steps": 1, "num_epochs": 1,
+    "learning_rate": 0.001, "optimizer": "adamw_torch", "lr_scheduler": "constant",
+    "bf16": False, "fp16": False, "tf32": False, "gradient_checkpointing": False,
+    "attn_implementation": "sdpa",
+    "dataloader_num_workers": 0, "dataloader_pin_memory": False, "dataset_num_proc": 1,
+    "logging_steps": 1,
+}  # fmt: skip
+QUIET = {"collapse": False}
+THEIRS = [{"path": "rows.jsonl", "ds_type": "json", "type": "chat_template"}]
+
+
+def theirs(**entry: Any) -> list[dict[str, Any]]:
+    return [{**THEIRS[0], **entry}]
+
+
+# name → (command, changes to BASE). In this order, in one process.
+PLAN: dict[str, tuple[str, dict[str, Any]]] = {
+    "packed": ("train", {"sft_plugins": {"collapse": COLLAPSE}}),
+    "padded": (
+        "train",
+        {"sft_plugins": {**QUIET, "packing": False}, "plugins": [PLUGIN, "axolotl.integrations.grokfast.GrokfastPlugin"]},
+    ),
+    "multipack": (
+        "train",
+        {
+            "sft_plugins": QUIET,
+            "sample_packing": True,
+            "attn_implementation": None,
+            "eval_sample_packing": False,
+            "pad_to_sequence_len": False,
+        },
+    ),
+    "without the plug-in": (
+        "train",
+        {
+            "plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"],
+            "datasets": THEIRS,
+            "sample_packing": True,
+            "attn_implementation": None,
+            "pad_to_sequence_len": False,
+            "max_steps": 1,
+        },
+    ),
+    "preprocess": ("preprocess", {"sft_plugins": QUIET, "dataset_prepared_path": "kept"}),
+    "after preprocess": ("rows", {"sft_plugins": QUIET, "dataset_prepared_path": "kept"}),
+    "other masks, same folder": (
+        "rows",
+        {"sft_plugins": {**QUIET, "masking": {"train_on": "last"}}, "dataset_prepared_path": "kept"},
+    ),
+    "evaluate": ("evaluate", {"sft_plugins": QUIET}),
+    "inference": ("inference", {"sft_plugins": {}, "lora_model_dir": "out/packed"}),
+    "other names": (
+        "rows",
+        {
+            "sft_plugins": QUIET,
+            "datasets": [
+                {
+                    "path": "other.jsonl", "ds_type": "json", "type": STRATEGY, "field_messages": "dialog",
+                    "message_property_mappings": {"role": "who", "content": "says"},
+                    "roles": {"user": ["client"], "assistant": ["bot"]},
+                }
+            ],
+        },
+    ),
+    "ours and theirs": ("rows", {"sft_plugins": QUIET, "datasets": [BASE["datasets"][0], THEIRS[0]]}),
+    "good rows": ("rows", {"sft_plugins": QUIET, "datasets": THEIRS}),
+    "typo in roles": ("rows", {"sft_plugins": QUIET, "datasets": theirs(roles_to_train=["asistant"])}),
+    "no end of turn": (
+        "rows",
+        {"sft_plugins": QUIET, "datasets": theirs(chat_template="jinja", chat_template_jinja=WITHOUT_END)},
+    ),
+    "empty answers": ("rows", {"sft_plugins": QUIET, "datasets": theirs(path="empty.jsonl")}),
+    "truncated": ("rows", {"sft_plugins": QUIET, "datasets": THEIRS, "excess_length_strategy": "truncate", "sequence_len": 24}),
+    "only warned": (
+        "rows",
+        {
+            "sft_plugins": {**QUIET, "masking": {"audit": "warn"}},
+            "datasets": THEIRS,
+            "excess_length_strategy": "truncate",
+            "sequence_len": 24,
+        },
+    ),
+    "roles refused": (
+        "rows",
+        {"sft_plugins": QUIET, "datasets": [{**BASE["datasets"][0], "roles_to_train": ["user"]}]},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("axolotl")
+    save_model(folder / "model")
+    write_rows(folder / "rows.jsonl", CONVERSATIONS)
+    write_rows(folder / "other.jsonl", OTHER_NAMES)
+    write_rows(folder / "empty.jsonl", EMPTY_ANSWERS)
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in ("one", "two", "four", "six")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, dict[str, Any]]:
+    plan = []
+    for name, (command, changes) in PLAN.items():
+        slug = name.replace(" ", "_").replace(",", "")
+        config = {"output_dir": f"out/{slug}", "dataset_prepared_path": f"prepared/{slug}", **BASE, **changes}
+        path = folder / f"{slug}.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not None}))
+        plan.append([name, command, str(path)])
+    (folder / "plan.json").write_text(json.dumps(plan))
+    driver = Path(__file__).with_name("drive_axolotl.py")
+    done = subprocess.run(
+        [sys.executable, str(driver), str(folder / "plan.json"), str(folder / "seen.json")],
+        cwd=folder, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return json.loads((folder / "seen.json").read_text())
+
+
+def environment() -> dict[str, str]:
+    ours = {
+        "HF_HUB_OFFLINE": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **ours, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def oracle(conversations: list[dict[str, Any]] = CONVERSATIONS, **options: Any) -> list[list[list[int]]]:
+    """`[ids, labels]` of every row, as `PromptMasker` itself gives them."""
+    masker = PromptMasker(tiny_tokenizer(), **options)
+    return [[row.input_ids, row.labels] for example in conversations for row in masker.encode(example)]
+
+
+def unpacked(rows: list[dict[str, Any]]) -> list[list[list[int]]]:
+    """The documents of packed rows."""
+    found = []
+    for row in rows:
+        start = 0
+        for length in row["seq_lengths"]:
+            found.append([row["input_ids"][start : start + length], row["labels"][start : start + length]])
+            start += length
+    return found
+
+
+def documents(look: dict[str, Any]) -> list[list[list[int]]]:
+    return [document for batch in look["batches"] for document in batch]
+
+
+def succeeded(run: dict[str, Any]) -> dict[str, Any]:
+    assert run["error"] is None, run["traceback"]
+    return run
+
+
+TRAINED = {
+    "packed": "BlockDiagonalPackingCollator",
+    "padded": "StrictPromptMaskingCollator",
+    "multipack": "BlockDiagonalPackingCollator",
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_live_dataloader_collates_with_ours(runs: dict[str, Any], name: str) -> None:
+    """P13, and P11 for evaluation."""
+    run = succeeded(runs[name])
+    assert run["train"]["collator"] == TRAINED[name]
+    assert run["evaluation"]["collator"] == TRAINED[name]
+    assert ("attention_mask" in run["train"]["keys"]) == (name == "padded")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_masks_in_the_batches_are_those_of_the_masker(runs: dict[str, Any], name: str) -> None:
+    run = succeeded(runs[name])
+    trained, held_out = documents(run["train"]), documents(run["evaluation"])
+    expected = oracle()
+    if name == "multipack":  # Axolotl's sampler drops a last batch that is not full
+        assert len(trained) > 10
+        assert all(document in expected for document in trained + held_out)
+    else:
+        assert sorted(trained + held_out) == sorted(expected)
+        assert sorted(held_out) == sorted(expected[-4:])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("phase", ["train", "evaluation"])
+def test_the_loss_of_a_batch_is_that_of_its_documents_alone(runs: dict[str, Any], name: str, phase: str) -> None:
+    look = succeeded(runs[name])[phase]
+    assert look["together"] == pytest.approx(look["alone"], rel=1e-5)
+
+
+def test_multipack_leaks_without_the_plugin(runs: dict[str, Any]) -> None:
+    """P2: what the tests above would see if nothing were isolated; `attn_implementation` is unset in both runs."""
+    look = succeeded(runs["without the plug-in"])["train"]
+    assert abs(look["together"] - look["alone"]) > 1e-3 * look["alone"], "a hundred times what is allowed with it"
+
+
+def test_packed_loss_equals_padded_loss(runs: dict[str, Any]) -> None:
+    """The same model over the same rows, by the token."""
+    packed, padded = runs["packed"]["train"], runs["padded"]["train"]
+    assert packed["together"] == pytest.approx(padded["together"], rel=1e-5)
+
+
+def test_steps_are_counted_over_packed_rows(runs: dict[str, Any]) -> None:
+    run = succeeded(runs["packed"])
+    rows = run["rows"]
+    assert rows < 20
+    assert run["steps"] == run["max_steps"] == -(-rows // 2)
+    assert runs["padded"]["steps"] == 10
+
+
+def test_the_log_says_once_what_is_active(runs: dict[str, Any]) -> None:
+    log = succeeded(runs["packed"])["log"]
+    assert log.count(" is active: ") == 1
+    assert (
+        "is active: masking (1 of 1 datasets masked here, audit: error), packing (rows of 96 tokens, packed here), "
+        "collapse (on_collapse: warn)" in log
+    )
+    assert "sft-plugins isolation proved: LlamaForCausalLM (float32, cpu): documents isolated, backend varlen" in log
+    assert "sft-plugins packed the train rows: 20 documents in" in log
+    assert "packing off" in runs["padded"]["log"]
+    assert "isolation proved" not in runs["padded"]["log"]
+    assert "packing (Axolotl's sample_packing, isolated here)" in runs["multipack"]["log"]
+
+
+def test_collapse_figures_reach_the_loggers_and_the_history(runs: dict[str, Any], folder: Path) -> None:
+    run = succeeded(runs["packed"])
+    logged = [record for record in run["history"] if any(name.startswith("collapse/") for name in record)]
+    assert len(logged) >= 3
+    assert all("collapse/heldout_loss" in record for record in logged)
+    assert run["callbacks"].count("ModeCollapseCallback") == 1
+    assert list((folder / "out" / "packed" / "collapse").glob("*.jsonl"))
+    losses = [record["loss"] for record in run["history"] if "loss" in record]
+    assert len(losses) == run["steps"], "the trainer's own records are all there"
+    assert "ModeCollapseCallback" not in runs["padded"]["callbacks"]
+
+
+def test_a_second_plugin_works_beside_ours(runs: dict[str, Any]) -> None:
+    assert "GrokfastCallbackHandler" in succeeded(runs["padded"])["callbacks"]
+
+
+def test_a_later_run_without_the_plugin_has_nothing_of_it(runs: dict[str, Any]) -> None:
+    run = succeeded(runs["without the plug-in"])
+    assert run["train"]["collator"] == "V2BatchSamplerDataCollatorForSeq2Seq"
+    assert "sft-plugins" not in run["log"]
+    assert run["attention"] == "sdpa"
+    assert "sft_plugins-" not in run["prepared_path"]
+
+
+def test_preprocess_prepares_what_training_then_loads(runs: dict[str, Any], folder: Path) -> None:
+    succeeded(runs["preprocess"])
+    run = succeeded(runs["after preprocess"])
+    assert "Loading prepared dataset from disk" in run["log"]
+    assert "sft-plugins masked a dataset" not in run["log"]
+    assert sorted(unpacked(run["rows"])) == sorted(oracle()[:-4])
+
+
+def test_prepared_data_never_serve_stale_masks(runs: dict[str, Any]) -> None:
+    run = succeeded(runs["other masks, same folder"])
+    assert run["prepared_path"] != runs["after preprocess"]["prepared_path"]
+    assert Path(run["prepared_path"]).parent == Path(runs["after preprocess"]["prepared_path"]).parent
+    expected = oracle(train_on="last")[:-4]
+    assert sorted(unpacked(run["rows"])) == sorted(expected)
+    assert sorted(expected) != sorted(oracle()[:-4])
+
+
+def test_evaluate_isolates_and_writes_its_summary(runs: dict[str, Any], folder: Path) -> None:
+    """`axolotl evaluate` asks no plug-in for rows: they are flattened by the collator instead."""
+    run = succeeded(runs["evaluate"])
+    assert run["evaluation"]["collator"] == "BlockDiagonalPackingCollator"
+    assert run["evaluation"]["together"] == pytest.approx(run["evaluation"]["alone"], rel=1e-5)
+    assert (folder / "out" / "evaluate" / "eval_summary.csv").is_file()
+
+
+def test_the_result_loads_for_inference(runs: dict[str, Any], folder: Path) -> None:
+    from peft import PeftModel
+
+    assert len(succeeded(runs["inference"])["answer"]) > 3
+    base = LlamaForCausalLM.from_pretrained(folder / "model")
+    model = PeftModel.from_pretrained(base, folder / "out" / "packed")
+    moved = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert moved
+    assert all(p.abs().max() > 0 for p in moved), "the adapter was trained"
+
+
+def test_fields_with_other_names_are_masked_alike(runs: dict[str, Any]) -> None:
+    assert sorted(unpacked(succeeded(runs["other names"])["rows"])) == sorted(oracle()[:-4])
+
+
+def test_our_rows_merge_with_theirs(runs: dict[str, Any]) -> None:
+    """Two strategies, one data set: the columns have the same types."""
+    assert len(unpacked(succeeded(runs["ours and theirs"])["rows"])) == 2 * len(CONVERSATIONS) - 4
+
+
+def test_the_audit_is_silent_on_good_rows(runs: dict[str, Any]) -> None:
+    run = succeeded(runs["good rows"])
+    assert "sft-plugins audit of train rows: 20 rows" in run["log"]
+    assert "; 0 faults" in run["log"]
+
+
+FAULTS = {
+    "typo in roles": "no_supervised_tokens in 20 rows",
+    "no end of turn": "missing_stop in 20 rows",
+    "empty answers": "no_supervised_tokens in 1 rows (first 3)",
+    "truncated": "missing_stop in",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_audit_finds_planted_faults_before_the_model_is_loaded(runs: dict[str, Any], name: str) -> None:
+    """M7, M11, M12, M22 in rows that Axolotl's own strategies labelled."""
+    error = runs[name]["error"]
+    assert error.startswith("MaskingError: [audit] the train rows are not masked exactly: ")
+    assert FAULTS[name] in error
+    assert f"`type: {STRATEGY}`" in error
+
+
+def test_the_audit_only_warns_where_it_is_told_to(runs: dict[str, Any]) -> None:
+    run = runs["only warned"]
+    assert "sft-plugins audit: " in run["log"]
+    assert "missing_stop in" in run["log"]
+    assert "[audit]" not in (run["error"] or "")
+
+
+def test_a_setting_of_the_dataset_that_asks_for_another_mask_is_refused(runs: dict[str, Any]) -> None:
+    error = runs["roles refused"]["error"]
+    assert "`roles_to_train: ['user']` in `datasets:`" in error
+    assert "Remove `roles_to_train`" in error
