@@ -166,9 +166,6 @@ def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.T
     ids, offsets = _flat(rows["input_ids"])
     labels, _ = _flat(rows["labels"])
     report.add_rows(sources, ids, labels, offsets, masker.token_names(np.unique(ids[labels != IGNORE_INDEX])))
-    per_source = np.unique(sources, return_counts=True)[1]
-    report.split_rows += int((per_source > 1).sum())
-    report.dropped_rows += len({failure["source"] for failure in failed} - set(sources.tolist()))
     for name in ("repeated_tokens", "lost_tokens"):
         setattr(report, name, getattr(report, name) + int(rows[name].to_numpy().sum()))
     report.lost_supervised_tokens += int(rows["lost_supervised"].to_numpy().sum())
@@ -181,6 +178,14 @@ def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.T
     return rows.select(["input_ids", "labels"])
 
 
+def _count_sources(report: MaskReport, records: pa.Table) -> None:
+    """Count rows of data that were split or dropped; `records` holds all that was made of each of its sources."""
+    failed = pa.compute.is_valid(records["code"]).to_numpy()
+    sources = records["source"].to_numpy()
+    report.split_rows += int((np.unique(sources[~failed], return_counts=True)[1] > 1).sum())
+    report.dropped_rows += len(np.setdiff1d(sources[failed], sources[~failed]))
+
+
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Values of a list column and int64 offsets into them, without a Python object per token."""
     lengths = pa.compute.list_value_length(column).to_numpy().astype(np.int64)
@@ -190,8 +195,10 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 def _read_report(records: Dataset, masker: PromptMasker, *, rows_in: int) -> MaskReport:
     report = MaskReport(rows_in=rows_in)
     prompts: list[np.ndarray] = []
-    for start in range(0, len(records), 4096):
-        rows = _absorb(report, records[start : start + 4096], masker)
+    # What was made of one row of data may lie in two of these slices, so that is counted over all of them.
+    _count_sources(report, records.select_columns(["source", "code"])[:])
+    for start in range(0, len(records), _BATCH):
+        rows = _absorb(report, records[start : start + _BATCH], masker)
         if len(prompts) < PREFIX_ROWS:
             prompts += _prompts(rows.slice(0, PREFIX_ROWS - len(prompts)))
     report.repeated_prefixes = repeated_prefixes(prompts)
@@ -220,6 +227,7 @@ def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
         examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         report.rows_in += len(examples)
         records = _records(masker.encode_batch(examples), indices, masker)
+        _count_sources(report, records)
         return _absorb(report, records, masker).to_pydict()
 
     masked = dataset.map(
