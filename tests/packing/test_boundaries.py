@@ -140,6 +140,14 @@ def test_a_document_across_two_rows_is_refused() -> None:
         Boundaries(np.array([3, 5]), rows=2)
 
 
+def through_pickle(model: torch.nn.Module) -> torch.nn.Module:
+    try:
+        pickle.dumps(build("llama").model)
+    except AttributeError:
+        pytest.skip("models of this transformers (5.16, with `kernels` installed) cannot be pickled at all")
+    return pickle.loads(pickle.dumps(model))
+
+
 class _Spy:
     """A backend that notes what it is given."""
 
@@ -219,7 +227,7 @@ def test_another_models_forward_inside_has_boundaries_of_its_own() -> None:
     assert asking.seen[0][1] == [2, 4, 3]
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
 def test_a_copy_of_the_model_runs_its_own_weights(copied: Any) -> None:
     model = build("llama").model
     install(model, _Spy())

@@ -33,6 +33,14 @@ LENGTHS = [5, 9, 1, 17, 3, 9]
 MODELS = ["llama", "gpt_oss", "falcon"]
 
 
+def through_pickle(model: torch.nn.Module) -> torch.nn.Module:
+    try:
+        pickle.dumps(build("llama").model)
+    except AttributeError:
+        pytest.skip("models of this transformers (5.16, with `kernels` installed) cannot be pickled at all")
+    return pickle.loads(pickle.dumps(model))
+
+
 def documents_of(tiny: Any) -> list[torch.Tensor]:
     return make_documents(LENGTHS, tiny.vocab_size)
 
@@ -254,9 +262,7 @@ def test_generation_and_padded_evaluation_are_as_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle], ids=["deepcopy", "pickle"])
 def test_a_copy_is_isolated_on_its_own(name: str, copied: Any) -> None:
     tiny = build(name)
     report = isolate(tiny.model)
