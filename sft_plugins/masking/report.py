@@ -151,39 +151,42 @@ def repeated_prefixes(prompts: list[np.ndarray]) -> RepeatedPrefixes:
 
 def _table(report: MaskReport) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Masking", title_justify="left", show_header=False, title_style="bold")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
 
+    def add(name: str, text: str, style: str = "") -> None:
+        # Text, not markup: tokens and messages come from data, where "[/INST]" is no tag of ours.
+        table.add_row(Text(name, style), Text(text))
+
     def share(part: int, whole: int) -> str:
         return f"{part:,} ({part / whole:.1%})" if whole else f"{part:,}"
 
-    table.add_row("rows", f"{report.rows_in:,} in, {report.rows_out:,} out, {report.dropped_rows:,} dropped")
+    add("rows", f"{report.rows_in:,} in, {report.rows_out:,} out, {report.dropped_rows:,} dropped")
     if report.split_rows:
-        table.add_row(
+        add(
             "history split",
             f"{report.split_rows:,} rows became several, repeating {share(report.repeated_tokens, report.tokens)} tokens",
         )
-    table.add_row("tokens", f"{report.tokens:,}")
-    table.add_row(
-        "carry loss", f"{share(report.supervised_tokens, report.tokens)} in {report.supervised_runs:,} answers"
-    )
+    add("tokens", f"{report.tokens:,}")
+    add("carry loss", f"{share(report.supervised_tokens, report.tokens)} in {report.supervised_runs:,} answers")
     origin = ", ".join(f"{name} {share(count, report.tokens)}" for name, count in report.role_tokens.items() if count)
     if origin:
-        table.add_row("by origin", origin)
+        add("by origin", origin)
     if report.cut_rows:
-        table.add_row(
+        add(
             "cut by overflow",
             f"{report.cut_rows:,} rows: {report.lost_tokens:,} tokens, {report.lost_supervised_tokens:,} of them supervised",
         )
     stops = ", ".join(f"{name} ×{count:,}" for name, count in report.stop_tokens.items())
-    table.add_row("answers end on", stops or "–")
+    add("answers end on", stops or "–")
     if report.longest:
-        table.add_row("longest rows", ", ".join(f"#{row}: {length:,}" for row, length in report.longest))
+        add("longest rows", ", ".join(f"#{row}: {length:,}" for row, length in report.longest))
     prefixes = report.repeated_prefixes
     if prefixes is not None:
-        table.add_row(
+        add(
             "same prompt again",
             f"{share(prefixes.tokens, prefixes.prompt_tokens)} of the prompt tokens of {prefixes.rows:,} rows "
             "repeat another prompt's beginning; masked, they cost no gradient",
@@ -191,7 +194,7 @@ def _table(report: MaskReport) -> Any:
     for code, failures in sorted(report.failures.items(), key=lambda item: -item[1].count):
         rows = ", ".join(f"#{row}" for row in failures.first_rows)
         more = ", …" if failures.count > len(failures.first_rows) else ""
-        table.add_row(f"[red]{code}[/red]", f"{failures.count:,} (rows {rows}{more}): {failures.example}")
+        add(code, f"{failures.count:,} (rows {rows}{more}): {failures.example}", style="red")
     for note in report.notes:
-        table.add_row("note", note)
+        add("note", note)
     return table
