@@ -40,7 +40,9 @@ class TextTokenizer:
         self.special_ids = frozenset(self.special.values())
         self._special_pattern = _alternation(self.special)
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
-        self._safe_pattern = _alternation(_safe_joints(added) if self._backend is not None else ())
+        self._safe = frozenset(_safe_joints(added)) if self._backend is not None else frozenset()
+        # All added tokens, so that one that goes on where a safe one ends is seen for what it is.
+        self._added_pattern = _alternation(token.content for token in added.values())
         self._direct = self._backend is not None and self._direct_equals_public()
         self.pieces = _piece_table(self)
         self._piece_widths = None if self.pieces is None else np.array([len(piece) for piece in self.pieces])
@@ -119,13 +121,14 @@ class TextTokenizer:
 
     def is_safe_joint(self, text: str) -> bool:
         """Whether tok(left + text) = tok(left) + tok(text) for every `left`."""
-        return self._safe_pattern is not None and self._safe_pattern.match(text) is not None
+        match = self._added_pattern.match(text) if self._added_pattern else None
+        return match is not None and match.group() in self._safe
 
     def last_safe_joint(self, text: str) -> int | None:
         """Where the last piece of `text` that may be tokenised on its own begins; None if there is no such place."""
-        if self._safe_pattern is None:
+        if self._added_pattern is None:
             return None
-        starts = [match.start() for match in self._safe_pattern.finditer(text)]
+        starts = [match.start() for match in self._added_pattern.finditer(text) if match.group() in self._safe]
         return starts[-1] if starts else None
 
     def find_special(self, text: str) -> str | None:
