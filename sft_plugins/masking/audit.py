@@ -17,7 +17,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
 from sft_plugins.masking.headers import assistant_header, unsupervised_turns
 from sft_plugins.masking.render import ChatRenderer
-from sft_plugins.masking.report import PREFIX_ROWS, MaskReport, repeated_prefixes
+from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.stops import find_stop_tokens
 from sft_plugins.masking.text import TextTokenizer
 from sft_plugins.masking.tokenized import label_arrays
@@ -60,7 +60,8 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
         report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
         if len(prompts) < PREFIX_ROWS:
             supervised = labels != IGNORE_INDEX
-            prompts.append(ids[: int(np.argmax(supervised)) if supervised.any() else len(ids)])
+            width = int(np.argmax(supervised)) if supervised.any() else len(ids)
+            prompts.append(ids[: min(width, PREFIX_TOKENS)].copy())  # a view would keep all of `ids` in memory
     if not report.rows_in:
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
     report.role_tokens = {

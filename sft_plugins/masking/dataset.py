@@ -213,7 +213,7 @@ def _prompts(rows: pa.Table) -> list[np.ndarray]:
     for start, end in pairwise(offsets):
         head = labels[start : min(end, start + PREFIX_TOKENS)] != IGNORE_INDEX
         width = int(np.argmax(head)) if head.any() else len(head)
-        prompts.append(ids[start : start + width])
+        prompts.append(ids[start : start + width].copy())  # a view would keep all of `ids` in memory
     return prompts
 
 
