@@ -108,8 +108,8 @@ MASKING = [
     "MaskReport", "Masked", "MaskedExample", "PromptMasker", "StrictPromptMaskingCollator", "check_masks", "mask_dataset",
 ]  # fmt: skip
 PACKING = [
-    "BlockDiagonalPackingCollator", "IsolationReport", "PackPlan", "PackReport", "PackStream", "Packed", "check_isolation", "isolate",
-    "pack_dataset", "pack_stream", "plan_packs",
+    "BlockDiagonalPackingCollator", "IsolationReport", "PackPlan", "PackReport", "PackStream", "Packed",
+    "check_isolation", "isolate", "pack_dataset", "pack_stream", "plan_packs",
 ]  # fmt: skip
 COLLAPSE = ["DetectorConfig", "Finding", "ModeCollapseCallback", "Verdict", "load_prompts", "write_report"]
 TOP = [
