@@ -44,8 +44,13 @@ class SFTPlugin(BasePlugin):
 
     def _forget(self) -> None:
         self._announced = self._audited = self._packed = False
+        self._trains = True
         self._model: weakref.ref[Any] | None = None
         self._heldout: Any = None
+
+    def register(self, cfg: Any) -> None:
+        """The raw configuration: only here do Axolotl's commands say that nothing will be trained."""
+        self._trains = not (cfg.get("inference") or cfg.get("merge_lora"))
 
     def get_input_args(self) -> str:
         """Where the model of our part of the configuration is."""
@@ -90,7 +95,7 @@ class SFTPlugin(BasePlugin):
             ContaminationError: if nothing isolates it. Whatever `attn_implementation` says, no run starts that leaks.
         """
         settings = self._settings(cfg)
-        if settings is None or packer(settings, cfg) is None or cfg.inference:
+        if settings is None or packer(settings, cfg) is None or not self._trains:
             return
         self._model = weakref.ref(model)
         LOG.info(f"sft-plugins isolation proved: {isolate(model)}")
