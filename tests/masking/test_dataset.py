@@ -348,7 +348,7 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     support = Path(__file__).parents[1] / "support"
     long = {"prompt": "Say it.", "response": "The answer is four. " * 250}
     peaks, own, sizes = [], [], []
-    for rows in (500, 2000):
+    for rows in (1000, 4000):  # fewer than that, and the first batches still decide
         folder = tmp_path / str(rows)
         Dataset.from_list([long] * rows).save_to_disk(folder)
         done = subprocess.run(
