@@ -14,7 +14,8 @@ import pytest
 from sft_plugins.collapse import report as module
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import History, config_hash, plain, read_history
-from sft_plugins.collapse.report import summarise, write_report
+from sft_plugins.collapse.report import write_report
+from sft_plugins.collapse.summary import HEADLINES, summarise
 from sft_plugins.errors import CollapseError
 from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fake_embedder, rows, tiny_model, train
 
@@ -117,7 +118,7 @@ def test_the_headline_is_the_verdict_of_the_last_probe(history: Path, tmp_path: 
     assert report.status == level
     assert report.first_alarm == (4 if level in ("critical", "warn") else None)
     text = write_report(path, tmp_path).read_text()
-    assert module.HEADLINES[level].replace("'", "&#39;") in text
+    assert HEADLINES[level].replace("'", "&#39;") in text
     assert "The evidence." in text
     assert "the advice" in text
 
