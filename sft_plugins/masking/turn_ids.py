@@ -5,8 +5,8 @@
     tokenised:  body,  head + response        head alone is known: it recurs in every turn
 
 If tok(head + response) begins with tok(head), no token straddles the boundary: the prompt's ids are what generation is given,
-the rest are the response's, and the two tokenise together as they do apart (the turn is `joined`). Where it does not, the
-response is tokenised apart from its prompt, as generation would have to produce it.
+and the rest, which decode to the response, go on from them (the turn is `joined`: as history it tokenises to these ids again).
+Where it does not, the response is tokenised apart from its prompt, as generation would have to produce it.
 """
 
 from __future__ import annotations
