@@ -79,7 +79,8 @@ def pairwise_distance(embeddings: np.ndarray) -> float | None:
         return None
     # Σ_{i≠j} u_i·u_j = ‖Σ u‖² − K
     k = len(rows)
-    return float(1 - (np.sum(rows.sum(axis=0) ** 2) - k) / (k * (k - 1)))
+    # Rounding may leave K times the same answer a hair below 0, which would print as -0%.
+    return max(0.0, float(1 - (np.sum(rows.sum(axis=0) ** 2) - k) / (k * (k - 1))))
 
 
 def vendi_score(kernel: np.ndarray | None) -> float | None:

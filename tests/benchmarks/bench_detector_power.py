@@ -34,6 +34,22 @@ Found with 200 runs each (16 prompts × 8 samples):
 | 5 % | 100 % | 100 % | 100 % | 100 % | 100 % | 100 % |
 
 So with 16 prompts a level is certain only well below its band, and never fired at the band's very edge.
+
+Other sizes, 200 runs each, the same columns:
+
+| prompts × samples | truly retained | info+ | warn+ | critical | ever: info+ | warn+ | critical |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| 32 × 8 | 100 % | 0 | 0 | 0 | 1.5 % | 0 | 0 |
+| 32 × 8 | 93 % | 12.0 % | 0 | 0 | 36.0 % | 0 | 0 |
+| 32 × 8 | 84 % | 92.5 % | 0 | 0 | 99.5 % | 0 | 0 |
+| 32 × 8 | 50 % | 100 % | 59.5 % | 0 | 100 % | 95.5 % | 0 |
+| 32 × 8 | 20 % | 100 % | 100 % | 97.5 % | 100 % | 100 % | 100 % |
+| 8 × 8 | 100 % | 0 | 0 | 0 | 0.5 % | 0 | 0 |
+| 8 × 8 | 70 % | 43.5 % | 0 | 0 | 83.0 % | 0 | 0 |
+| 16 × 4 | 100 % | 0 | 0 | 0 | 0 | 0 | 0 |
+| 16 × 4 | 70 % | 62.0 % | 0 | 0 | 96.0 % | 0 | 0 |
+
+`homogeneity` fired in none of these runs.
 """
 
 from __future__ import annotations
@@ -93,6 +109,7 @@ def main() -> None:
         (0.2, 32, 8),
         (1.0, 8, 8),
         (0.7, 8, 8),
+        (1.0, 16, 4),
         (0.7, 16, 4),
     ):
         row = found[retained, prompts, k] = rates(retained, runs=runs, prompts=prompts, k=k)

@@ -49,7 +49,7 @@ def watched(name: str, rows: list[Row], folder: Path, *, steps: int) -> Path:
         tokenizer,
         train,
         StrictPromptMaskingCollator(tokenizer),
-        recipe=Recipe(steps=steps, rows_per_step=4),
+        recipe=Recipe(steps=steps, rows_per_step=1),
         output=folder / name,
         device="cpu",
         console=Console(quiet=True),

@@ -207,3 +207,12 @@ def test_the_docstrings_example_holds() -> None:
     result = doctest.testmod(diversity)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_the_distance_of_identical_answers_is_zero_never_a_hair_below() -> None:
+    found = [
+        pairwise_distance(np.repeat(np.random.default_rng(seed).normal(size=(1, 384)).astype(np.float32), 4, axis=0))
+        for seed in range(50)
+    ]
+    assert min(found) >= 0
+    assert max(found) < 1e-6
