@@ -67,6 +67,9 @@ class DocumentsCollator:
         return self.collator(list(rows))
 
 
+OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator, DocumentsCollator)
+
+
 def _as_axolotl_asks(padding: Any, return_tensors: str) -> None:
     """Refuse what these collators would otherwise have to ignore."""
     if padding not in (True, "longest") or return_tensors != "pt":

@@ -6,7 +6,7 @@
     get_training_args       the column that says where documents end is kept
     get_collator_…          our collators (collators.py)
     add_callbacks_post_…    the collapse callback, with the trainer handed to it
-    post_trainer_create     rows audited that are not packed by us
+    post_trainer_create     rows audited that are not packed by us; the live collator is ours
 
 Invariant: without our key in the validated configuration every hook does nothing. Axolotl keeps plug-ins of earlier runs
 in one process and calls them again, so all that an instance knows belongs to one run.
@@ -23,7 +23,7 @@ from axolotl.utils.logging import get_logger
 from sft_plugins import __version__
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.collapse import ModeCollapseCallback
-from sft_plugins.errors import ContaminationError
+from sft_plugins.errors import ContaminationError, MaskingError
 from sft_plugins.integrations._compat import require
 from sft_plugins.integrations.axolotl import collators
 from sft_plugins.integrations.axolotl.audit import audit_rows
@@ -138,10 +138,22 @@ class SFTPlugin(BasePlugin):
         return []
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Audit rows that are not packed by us, as the trainer holds them."""
+        """Audit rows that are not packed by us, as the trainer holds them, and look who collates them.
+
+        Raises:
+            MaskingError: `audit`; `host_collator`, if another plug-in's collator has taken the place of ours.
+        """
         settings = self._settings(cfg)
-        if settings is not None and not self._audited:
+        if settings is None:
+            return
+        if not self._audited:
             self._audit(cfg, settings, trainer.train_dataset, trainer.eval_dataset, trainer.processing_class)
+        if self.get_collator_cls_and_kwargs(cfg) is not None and not isinstance(trainer.data_collator, collators.OURS):
+            raise MaskingError(
+                f"batches are collated by {type(trainer.data_collator).__name__}, not by sft-plugins.",
+                code="host_collator",
+                remedy="Axolotl takes the first plug-in's collator: list sft_plugins.integrations.axolotl.SFTPlugin first.",
+            )
 
     def post_train_unload(self, cfg: Any) -> None:  # noqa: ARG002
         """The run is over."""
@@ -186,11 +198,11 @@ def _in_words(settings: Settings, cfg: Any) -> str:
         "masking off"
         if masking is None
         else f"masking ({ours} of {len(dataset_entries(cfg))} datasets masked here, audit: {masking.audit})",
-        {
-            None: "packing off",
-            "sft_plugins": f"packing (rows of {cfg.sequence_len:,} tokens, packed here)",
-            "axolotl": "packing (Axolotl's sample_packing, isolated here)",
-        }[who],
+        "packing off"
+        if who is None
+        else f"packing (rows of {cfg.sequence_len:,} tokens, packed here)"
+        if who == "sft_plugins"
+        else "packing (Axolotl's sample_packing, isolated here)",
         "collapse off" if settings.collapse is None else f"collapse (on_collapse: {settings.collapse.on_collapse})",
     ]
     return ", ".join(parts)

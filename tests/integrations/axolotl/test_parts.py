@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's environment")
+
+from datasets import Dataset
+from transformers import DefaultDataCollator
 
 from sft_plugins.errors import MaskingError, SFTPluginsError
 from sft_plugins.integrations import _compat
@@ -202,3 +206,20 @@ def test_without_our_key_every_hook_does_nothing() -> None:
     plugin.pre_model_load(cfg)
     plugin.post_model_load(cfg, trainer)
     plugin.post_trainer_create(cfg, trainer)
+
+
+def test_another_plugins_collator_in_the_place_of_ours_stops_the_run() -> None:
+    """P13: Axolotl takes the first plug-in's answer, so one that is listed before ours may win."""
+    from axolotl.utils.dict import DictDefault
+
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}])
+    tokenizer = build_tokenizer("qwen")
+    cfg = DictDefault({"sft_plugins": {"packing": False, "collapse": False, "masking": {"audit": "error"}}})
+    cfg["datasets"] = [{"path": "x", "type": STRATEGY}]
+    trainer = SimpleNamespace(
+        train_dataset=rows, eval_dataset=None, processing_class=tokenizer, data_collator=collators.padded(tokenizer)
+    )
+    SFTPlugin().post_trainer_create(cfg, trainer)
+    trainer.data_collator = DefaultDataCollator()
+    with pytest.raises(MaskingError, match=r"collated by DefaultDataCollator.* list .*SFTPlugin first"):
+        SFTPlugin().post_trainer_create(cfg, trainer)
