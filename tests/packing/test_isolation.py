@@ -202,6 +202,7 @@ def test_the_models_own_loss_is_that_of_its_documents() -> None:
     assert float(loss) == pytest.approx(alone.loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_compile_of_the_model() -> None:
     tiny = build("llama")
     documents = documents_of(tiny)
