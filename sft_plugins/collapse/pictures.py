@@ -85,7 +85,7 @@ def pictures(report: Report) -> list[Picture]:
             "positions",
             "Where in an answer",
             "Entropy at the 1st, 2nd, … token. The first tokens choose an answer's course; there collapse shows first.",
-            lambda c: charts.positions(report.positions_now, report.positions_base, step=report.step, colours=c),
+            lambda c: charts.positions(report.positions_now, report.positions_base, step=report.looked_at, colours=c),
         )
     if len(report.trade) > 1:
         add(

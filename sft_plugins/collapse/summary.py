@@ -27,6 +27,7 @@ HEADLINES = {
     "warn": "The model's answers are narrowing more than fine-tuning should make them.",
     "info": "Healthy. The model's answers have narrowed somewhat, as fine-tuning does.",
     "ok": "Healthy. No narrowing was found.",
+    "unconfirmed": "Not confirmed yet: the last look found an alarm that the one before it had not.",
     "blind": "No verdict: the run could not be compared with the model it started from.",
 }
 # Statements of the detector after which "healthy" would be a claim about something it could not see.
@@ -71,6 +72,9 @@ class Report:
     status: str
     headline: str
     step: int
+    """The last that the history knows."""
+    looked_at: int
+    """The step of the last probe."""
     run: dict[str, Any]
     findings: list[dict[str, Any]]
     pending: list[dict[str, Any]]
@@ -107,11 +111,15 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Report:
     verdict: Mapping[str, Any] = last["verdict"] if last else {"level": "ok", "findings": [], "pending": []}
     findings = list(verdict["findings"])
     blind = last is None or base is None or any(f["code"] in _BLIND for f in findings)
-    status = "blind" if blind and verdict["level"] in ("ok", "info") else verdict["level"]
+    status = verdict["level"]
+    if status in ("ok", "info"):
+        alarming = any(f["level"] in ("warn", "critical") for f in verdict["pending"])
+        status = "blind" if blind else "unconfirmed" if alarming else status
     alarms = [r["step"] for r in full if r["verdict"]["level"] in ("warn", "critical")]
     end = next((r for r in reversed(records) if r["kind"] == "end"), None)
     retained = _intervals(full, "diversity_retained")
-    loss_at = {r["step"]: r["heldout_loss"] for r in probes if r.get("heldout_loss") is not None}
+    looks = [r for r in (base, *probes) if r is not None]
+    loss_at = {r["step"]: r["heldout_loss"] for r in looks if r.get("heldout_loss") is not None}
     logs = [r for r in records if r["kind"] == "log"]
     for r in logs:
         if r.get("eval_loss") is not None:
@@ -123,6 +131,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Report:
         status=status,
         headline=HEADLINES[status],
         step=max((r["step"] for r in records), default=0),
+        looked_at=probes[-1]["step"] if probes else 0,
         run=run,
         findings=findings,
         pending=list(verdict["pending"]),

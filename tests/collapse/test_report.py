@@ -123,6 +123,23 @@ def test_the_headline_is_the_verdict_of_the_last_probe(history: Path, tmp_path: 
     assert "the advice" in text
 
 
+def test_an_alarm_of_the_last_look_alone_is_never_called_healthy(history: Path, tmp_path: Path) -> None:
+    """A collapse that only the run's last look saw is not confirmed; nor is it nothing to report."""
+    finding = {"level": "critical", "code": "narrowing", "evidence": "the evidence", "suggestion": "the advice"}
+
+    def judged(record: dict[str, Any]) -> dict[str, Any]:
+        if record["kind"] == "probe":
+            record["verdict"] |= {"level": "ok", "findings": [], "pending": [finding]}
+        return record
+
+    path = edited(history, tmp_path, judged)
+    assert summarise(read_history(path)).status == "unconfirmed"
+    text = write_report(path, tmp_path).read_text()
+    assert HEADLINES["unconfirmed"] in text
+    assert "Critical, not confirmed yet" in text
+    assert not re.search("Healthy|Nothing to report|Nothing. Keep watching", text)
+
+
 def test_a_run_without_baseline_is_not_called_healthy(history: Path, tmp_path: Path) -> None:
     def blind(record: dict[str, Any]) -> dict[str, Any] | None:
         if record["kind"] == "run":
