@@ -219,12 +219,20 @@ def _keys_of(boundaries: Boundaries, device: torch.device) -> dict[str, Any]:
 
 
 def backbones(model: nn.Module) -> list[nn.Module]:
-    """The modules below the LM head that a host, or the causal LM itself, may call: base model and decoder."""
+    """The modules below the LM head that a host, or the causal LM itself, may call: base model and decoder.
+
+    `get_decoder()` gives the model itself for some (Llama 4, Mllama: there the backbone is a plain child), and the output
+    projection for ModernBERT's decoder; `base_model` may be a wrapper that takes anything (Bart). Those take no tokens.
+    """
     found: list[nn.Module] = []
     for candidate in (_base_model(model), _decoder(model), _decoder(_base_model(model))):
-        if candidate is not model and all(candidate is not other for other in found):
+        if candidate is not model and _takes_tokens(candidate) and all(candidate is not other for other in found):
             found.append(candidate)
-    return found
+    return found or [child for child in model.children() if _takes_tokens(child)][:1]
+
+
+def _takes_tokens(module: nn.Module) -> bool:
+    return "input_ids" in inspect.signature(module.forward).parameters
 
 
 def _base_model(model: nn.Module) -> nn.Module:
