@@ -171,7 +171,7 @@ def main() -> None:
             ours.removeHandler(handler)
         seen["log"] = text.getvalue()
         results[name] = seen
-    target.write_text(json.dumps(results, default=float))
+        target.write_text(json.dumps(results, default=float))
 
 
 # Axolotl saves prepared rows from a pool of spawned processes.
