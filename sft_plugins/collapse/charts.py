@@ -67,6 +67,7 @@ def curve(
             axes.fill_between(one.steps, one.lo, one.hi, color=colour, alpha=0.18, linewidth=0)
         axes.plot(one.steps, one.values, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=one.label)
     axes.set_xlabel("training step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(ylabel)
     axes.margins(y=0.15)
     if len(series) > 1:
@@ -109,6 +110,7 @@ def positions(now: Sequence[float | None], base: Sequence[float | None], *, step
         if places:
             axes.plot(places, [v for v in values if v is not None], color=colour, linewidth=1.6, label=label)
     axes.set_xlabel("token of the answer")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("entropy (nats)")
     axes.set_ylim(bottom=0)
     _legend(axes, colours)
