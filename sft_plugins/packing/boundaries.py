@@ -11,8 +11,7 @@ Interface for backends
 `seq_idx`, or `position_ids` that restart. `position_ids` stays in `arguments` (and is filled in where it was missing).
 
 `Boundaries` covers B·T tokens, row-major; no document crosses a row. It offers `lengths`, `starts` (numpy), and on a
-device `cu_seq_lens`, `position_ids`, `seq_idx`, `groups` (documents of equal length together) and `padded` (the gather
-and scatter indices of the padded batch).
+device `cu_seq_lens`, `position_ids`, `seq_idx`, and `groups` (documents of equal length together).
 
 `entry.py` puts a backend on a model, calls it with the boundaries of each packed forward, and keeps them within reach
 of every layer (`current_boundaries()`), through gradient checkpointing's recompute too.
@@ -39,17 +38,6 @@ class Group(NamedTuple):
     length: int
     where: slice | torch.Tensor
     """Their packed positions: a slice where they lie side by side, else int64 [n·length]."""
-
-
-class PaddedIndex(NamedTuple):
-    """Indices between a packed row of T tokens and its documents as a right-padded batch [N, L]."""
-
-    gather: torch.Tensor
-    """int64 [N, L]: packed position of every padded slot; padding points at the document's last token."""
-    mask: torch.Tensor
-    """int64 [N, L]: 1 on documents, 0 on padding."""
-    scatter: torch.Tensor
-    """int64 [T]: slot, in the flattened [N·L], of every packed position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,17 +125,6 @@ class Boundaries:
         if np.all(np.diff(starts) == length):
             return slice(int(starts[0]), int(starts[-1]) + length)
         return torch.from_numpy((starts[:, None] + np.arange(length)).ravel()).to(device)
-
-    def padded(self, device: torch.device | str) -> PaddedIndex:
-        """The documents as a right-padded batch [N, max_length]."""
-        slots = np.arange(self.max_length)
-        gather = self.starts[:, None] + np.minimum(slots, self.lengths[:, None] - 1)
-        mask = slots < self.lengths[:, None]
-        return PaddedIndex(
-            self._on(device, "gather", gather),
-            self._on(device, "mask", mask.astype(np.int64)),
-            self._on(device, "scatter", np.flatnonzero(mask)),
-        )
 
     def _on(self, device: torch.device | str, name: str, values: np.ndarray) -> torch.Tensor:
         key = (name, torch.device(device))

@@ -7,7 +7,9 @@ Invariant: no token passes through a Python object, and nothing is copied but wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,9 @@ from sft_plugins.errors import PackingError
 from sft_plugins.packing.compiled import compiled
 
 Ints = npt.NDArray[Any]
+
+THREADS = min(8, os.cpu_count() or 1)
+"""Threads that read and copy tokens. More than a few would only wait for memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +84,11 @@ class TokenColumn:
     def count_unlike(self, value: int, lengths: Ints) -> Ints:
         """Per document, how many of its first `lengths` integers differ from `value`."""
         out = np.empty(len(self.start), np.int64)
-        for values, part in self._by_chunk(np.arange(len(self.start))):
+
+        def count(values: Ints, part: Ints) -> None:
             out[part] = compiled(_count_unlike)(values, self.start[part], lengths[part], value)
+
+        self._in_threads(count, np.arange(len(self.start)))
         return out
 
     def gather(self, documents: Ints, lengths: Ints) -> Ints:
@@ -89,10 +97,25 @@ class TokenColumn:
         Equal to `np.concatenate([column[d][:n] for d, n in zip(documents, lengths)])`.
         """
         ends = np.cumsum(lengths, dtype=np.int64)
+        begins = ends - lengths
         out = np.empty(ends[-1] if len(ends) else 0, self.values[0].dtype)
-        for values, part in self._by_chunk(documents):
-            compiled(_copy)(values, self.start[documents[part]], lengths[part], (ends - lengths)[part], out)
+
+        def copy(values: Ints, part: Ints) -> None:
+            compiled(_copy)(values, self.start[documents[part]], lengths[part], begins[part], out)
+
+        self._in_threads(copy, documents)
         return out
+
+    def _in_threads(self, work: Callable[[Ints, Ints], None], documents: Ints) -> None:
+        """`work(values, part)` until every position in `documents` was in one `part`; the loops run without the GIL."""
+        with ThreadPoolExecutor(THREADS) as threads:
+            jobs = [
+                threads.submit(work, values, share)
+                for values, part in self._by_chunk(documents)
+                for share in np.array_split(part, THREADS)
+            ]
+        for job in jobs:
+            job.result()
 
     def _by_chunk(self, documents: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Every chunk that holds some of `documents`, and which of them (positions in `documents`)."""

@@ -9,6 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,18 @@ def store(
     metadata = {"huggingface": json.dumps({"info": {"features": features.to_dict()}, "fingerprint": fingerprint})}
     try:
         schema = features.arrow_schema.with_metadata(metadata)
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with (
+            pa.OSFile(str(draft), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+            ThreadPoolExecutor(1) as behind,  # writes one batch while the next is gathered
+        ):
+            written: Future[None] | None = None
             for batch in batches:
-                writer.write_batch(batch)
+                if written:
+                    written.result()
+                written = behind.submit(writer.write_batch, batch)
+            if written:
+                written.result()
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

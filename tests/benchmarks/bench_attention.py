@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_plugins.packing.boundaries import Boundaries
@@ -49,8 +50,9 @@ def dense_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
 
 def padded_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
     """One document per row, padded to the longest."""
-    index = Boundaries(np.array([d.shape[1] for d in documents])).padded("cpu")
-    return {"input_ids": torch.cat(documents, 1)[0][index.gather], "attention_mask": index.mask}
+    rows = [document[0] for document in documents]
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return {"input_ids": pad_sequence(rows, batch_first=True), "attention_mask": mask}
 
 
 def seconds(step: Callable[[], Any], repeats: int) -> float:
