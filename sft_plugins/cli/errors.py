@@ -1,9 +1,7 @@
-"""What the command line raises for models, data and packages that are not there."""
+"""`AssetError` under the name that the commands know it by."""
 
 from __future__ import annotations
 
-from sft_plugins.errors import SFTPluginsError
+from sft_plugins.preflight.errors import AssetError
 
-
-class AssetError(SFTPluginsError):
-    """A model, a data file or a package that a command needs is missing or unreadable."""
+__all__ = ["AssetError"]

@@ -1,0 +1,133 @@
+"""What every command prints, and where: the result on stdout, progress and errors on stderr, one JSON document under --json.
+
+Invariant: under --quiet stdout and stderr stay empty unless something went wrong; under --json stdout is one JSON document,
+whatever happened. Exit codes are `EXIT_OK`, `EXIT_FINDINGS`, `EXIT_UNUSABLE`, and 130 after ^C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sft_plugins.errors import SFTPluginsError
+
+EXIT_OK = 0
+EXIT_FINDINGS = 1
+"""The command did its work and found faults: audit errors, contamination, a red verdict."""
+EXIT_UNUSABLE = 2
+"""The command could not do its work: bad input or usage, as click has it."""
+EXIT_INTERRUPTED = 130
+
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the exit code tells.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+class Output:
+    """Where a command writes.
+
+    Attributes:
+        console: the result for people, on stdout; silent under `quiet` and `as_json`.
+        progress: bars and remarks, on stderr; silent under `quiet`, and where stderr is no terminal bars draw nothing.
+    """
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # data may hold what the terminal's encoding lacks, or half a character
+                stream.reconfigure(errors="backslashreplace")
+        self.console = Console(quiet=quiet or as_json, highlight=False)
+        self.progress = Console(stderr=True, quiet=quiet, highlight=False)
+
+    def emit(self, value: Mapping[str, Any]) -> None:
+        """Under --json write `value` as the one document on stdout; otherwise nothing."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(plain(value), indent=2) + "\n")
+            sys.stdout.flush()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """What is raised on purpose, and what the system refuses, is shown without the stack below it; then exit."""
+        try:
+            with _libraries_hushed():
+                yield
+        except SFTPluginsError as error:
+            self._fail(error.code, error.message, row=error.row, remedy=error.remedy)
+            raise typer.Exit(EXIT_UNUSABLE) from error
+        except BrokenPipeError as error:  # `sft-plugins inspect … | head`: whoever read has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_OK) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            self._fail("os_error", f"{where}{error.strerror or error}")
+            raise typer.Exit(EXIT_UNUSABLE) from error
+        except KeyboardInterrupt as error:
+            self._fail("interrupted", "stopped by ^C; nothing more was written.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+    def _fail(self, code: str, message: str, *, row: int | None = None, remedy: str | None = None) -> None:
+        where = "" if row is None else f" (row {row})"
+        stderr = Console(stderr=True, highlight=False)
+        stderr.print(Text.assemble((f"error [{code}]{where}: ", "bold red"), message))
+        if remedy:
+            stderr.print(Text.assemble(("what to do: ", "bold"), remedy))
+        self.emit({"error": {"code": code, "message": message, "row": row, "remedy": remedy}})
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: dataclasses become objects, paths text, NumPy numbers numbers, and NaN and ∞ null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def _libraries_hushed() -> Iterator[None]:
+    """datasets, transformers and the hub keep their bars and remarks to themselves: the commands draw their own.
+
+    Libraries not loaded yet read the environment; loaded ones are told. Both are put back.
+    """
+    wanted = {
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "error",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    undo = []
+    if (datasets := sys.modules.get("datasets")) is not None and datasets.is_progress_bar_enabled():
+        datasets.disable_progress_bars()
+        undo.append(datasets.enable_progress_bars)
+    if (transformers := sys.modules.get("transformers")) is not None:
+        logging = transformers.utils.logging
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        undo.append(lambda: logging.set_verbosity(level))
+    try:
+        yield
+    finally:
+        for step in undo:
+            step()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

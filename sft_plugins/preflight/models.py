@@ -1,0 +1,105 @@
+"""Tokenizers and configurations of models, from a folder or the hub; what cannot be had is an `AssetError` that says why.
+
+Weights are not loaded here: what data become needs none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft_plugins.preflight.errors import AssetError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+
+
+def load_tokenizer(source: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of `source`: a folder or a hub id; None for SmolLM2-135M-Instruct out of its package.
+
+    Raises:
+        AssetError: `missing_package`, `missing_file`, `model_unreachable`, or `bad_model` for a folder without a
+            tokenizer or with one that cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    where = locate(source)
+    folder = Path(where)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise AssetError(
+            f"{where} has no tokenizer: none of {', '.join(TOKENIZER_FILES[:3])} is there.",
+            code="bad_model",
+            remedy="save it beside the model (`tokenizer.save_pretrained(folder)`), or point --model to a folder or hub "
+            "id that has one; an adapter's base model, for example.",
+        )
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, where, "a tokenizer")
+    return tokenizer
+
+
+def load_config(source: str | None) -> PretrainedConfig:
+    """The configuration of the model `source`; arguments and errors as for `load_tokenizer`."""
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = _load(AutoConfig, locate(source), "a model's configuration")
+    return config
+
+
+def locate(source: str | None) -> str:
+    """The folder or hub id meant by `source`.
+
+    Raises:
+        AssetError: `missing_file` for a path where no folder is, `missing_package` for None without the package.
+    """
+    if source is None:
+        from sft_plugins.cli.smollm2 import smollm2_folder
+
+        return str(smollm2_folder())
+    if not Path(source).is_dir() and _looks_like_a_path(source):
+        raise AssetError(
+            f"--model {source}: there is no such folder.",
+            code="missing_file",
+            remedy="give a folder that holds config.json and the tokenizer's files, or a hub id such as owner/name.",
+        )
+    return source
+
+
+def unusable(where: str, what: str, error: Exception) -> AssetError:
+    """The error for a folder or hub id that did not give `what`."""
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    if Path(where).is_dir():
+        return AssetError(
+            f"{where} does not hold {what} that can be loaded: {reason}",
+            code="bad_model",
+            remedy="point --model to a folder written by save_pretrained (config.json, weights, tokenizer files).",
+        )
+    return AssetError(
+        f"--model {where}: neither a folder here nor a model the hub could give: {reason}",
+        code="model_unreachable",
+        remedy="check the id and the network (HF_HUB_OFFLINE=0 allows the hub), or download the model and give its folder.",
+    )
+
+
+def _load(factory: Any, where: str, what: str) -> Any:
+    try:
+        # False, not None: None asks on the terminal whether to run the repository's code.
+        return factory.from_pretrained(where, trust_remote_code=False)
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, KeyError, ImportError, and Rust's plain Exception: all are the input's
+        raise unusable(where, what, error) from error
+
+
+def _looks_like_a_path(source: str) -> bool:
+    """A hub id is `name` or `owner/name`; everything else can only be meant as a path."""
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
