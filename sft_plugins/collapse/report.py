@@ -9,10 +9,10 @@ Invariant: the page holds nothing that is not in the history, loads nothing, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+from sft_plugins._pages import render_page
 from sft_plugins.collapse import charts
 from sft_plugins.collapse.charts import PAGE, PAPER
 from sft_plugins.collapse.history import read_history
@@ -51,10 +51,4 @@ def write_report(history_path: str | Path, output_dir: str | Path | None = None)
 
 
 def _render(report: Report, pictures: Sequence[Mapping[str, str]]) -> str:
-    import jinja2
-
-    source = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source).render(report=report, pictures=pictures, drawn=bool(find_spec("matplotlib")))
+    return render_page("collapse/report.html.j2", report=report, pictures=pictures, drawn=bool(find_spec("matplotlib")))
