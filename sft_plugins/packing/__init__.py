@@ -1,20 +1,27 @@
 """Packing in which no document sees another."""
 
+from sft_plugins.packing.balance import BalanceReport, Dealt, check_dealing, deal_rows
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.dataset import Packed, pack_dataset
 from sft_plugins.packing.isolation import IsolationReport, check_isolation, isolate
 from sft_plugins.packing.plan import PackPlan, plan_packs
 from sft_plugins.packing.report import PackReport
+from sft_plugins.packing.row_cost import RowCost
 from sft_plugins.packing.stream import PackStream, pack_stream
 
 __all__ = [
+    "BalanceReport",
     "BlockDiagonalPackingCollator",
+    "Dealt",
     "IsolationReport",
     "PackPlan",
     "PackReport",
     "PackStream",
     "Packed",
+    "RowCost",
+    "check_dealing",
     "check_isolation",
+    "deal_rows",
     "isolate",
     "pack_dataset",
     "pack_stream",
