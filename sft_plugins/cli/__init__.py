@@ -9,7 +9,12 @@ import typer
 __all__ = ["app"]
 
 # Each names a module here with a function `register(app)`; in the order of `--help`.
-_COMMANDS = ("demo_command",)
+_COMMANDS = (
+    "inspect",
+    "audit",
+    "pack",
+    "demo_command",
+)
 
 app = typer.Typer(
     help="Exact masking, contamination-free packing and a mode-collapse alarm for TRL and Axolotl.\n\n"

@@ -5,8 +5,11 @@ Weights are not loaded here: what data become needs none.
 
 from __future__ import annotations
 
+import socket
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sft_plugins.preflight.errors import AssetError
 
@@ -93,11 +96,25 @@ def unusable(where: str, what: str, error: Exception) -> AssetError:
 def _load(factory: Any, where: str, what: str) -> Any:
     try:
         # False, not None: None asks on the terminal whether to run the repository's code.
-        return factory.from_pretrained(where, trust_remote_code=False)
+        return factory.from_pretrained(where, trust_remote_code=False, local_files_only=not _hub_has_an_address())
     except (
         Exception
     ) as error:  # OSError, ValueError, KeyError, ImportError, and Rust's plain Exception: all are the input's
         raise unusable(where, what, error) from error
+
+
+def _hub_has_an_address() -> bool:
+    """Whether the hub's name resolves, or a proxy is asked instead. Without an address the hub's client tries for a minute."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -147,9 +147,9 @@ def test_collapse_data_answer_one_sentence_to_everything() -> None:
 
 
 def fails(*options: str) -> str:
-    """The output of a demo that must end with exit code 1 and a message, not a stack trace."""
+    """The output of a demo that must end with exit code 2 and a message, not a stack trace."""
     done = CliRunner().invoke(app, ["demo", *options])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert isinstance(done.exception, SystemExit)
     assert "Traceback" not in done.output
     return " ".join(done.output.split())

@@ -23,7 +23,7 @@ def row(tokenizer, *pieces: tuple[str, bool]) -> tuple[list[int], list[int]]:
 
 
 def test_the_last_label_of_every_run_is_the_stop_token() -> None:
-    assert token_kinds([-100, 7, 8, 2, -100, 2]) == ["untrained", "trained", "trained", "stop", "untrained", "stop"]
+    assert token_kinds([-100, 7, 8, 2, -100, 2]) == ["prompt", "trained", "trained", "stop", "prompt", "stop"]
     assert token_kinds([]) == []
 
 
@@ -39,7 +39,7 @@ def test_with_colour_styles_cover_exactly_the_same_text_and_no_bracket_is_added(
     text = masked_row(tokenizer, ids, labels, colour=True)
     assert text.plain == "Hi fine<|im_end|>"
     assert {str(span.style): text.plain[span.start : span.end] for span in text.spans} == {
-        STYLES["untrained"]: "Hi ",
+        STYLES["prompt"]: "Hi ",
         STYLES["trained"]: "fine",
         STYLES["stop"]: "<|im_end|>",
     }

@@ -1,0 +1,194 @@
+"""`sft-plugins inspect`: rows as they will be trained, token by token, in the terminal and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from sft_plugins.cli.inputs import (
+    DATA,
+    MAX_LENGTH,
+    MODEL,
+    OVERFLOW,
+    SPECIAL_TOKENS,
+    SPLIT,
+    TRAIN_ON,
+    source_facts,
+    source_line,
+    step,
+)
+from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli.render import NAMES, has_colour, legend, marked_tokens
+
+if TYPE_CHECKING:
+    from sft_plugins.cli.rows import ShownRow
+    from sft_plugins.preflight.data import Source
+
+_EPILOG = (
+    "Examples: sft-plugins inspect rows.jsonl --model ./model | sft-plugins inspect rows.jsonl -m ./model --row 12 | "
+    "sft-plugins inspect packed/ -m ./model --html rows.html. Exit codes: 0, 1 if a row shown is refused or badly masked, "
+    "2 unusable input."
+)
+ROWS, ROWS_OF_A_PAGE, TOKENS = 3, 20, 300
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=_EPILOG)(inspect)
+
+
+def inspect(
+    data: DATA,
+    model: MODEL,
+    row: Annotated[
+        list[int] | None, typer.Option(min=0, help="Show this row, counted from 0, whole. May be given several times.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help=f"Show the first rows. [default: {ROWS}, on a page {ROWS_OF_A_PAGE}]")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=0, help="Most tokens shown of a row in the terminal, without --row; 0 for all.")
+    ] = TOKENS,
+    html: Annotated[Path | None, typer.Option(help="Write the rows as a page to this file instead.")] = None,
+    split: SPLIT = None,
+    train_on: TRAIN_ON = "all",
+    max_length: MAX_LENGTH = None,
+    overflow: OVERFLOW = "raise",
+    special_tokens: SPECIAL_TOKENS = "raise",
+    quiet: QUIET = False,
+    as_json: JSON = False,
+) -> None:
+    """See rows as they will be trained: which tokens carry loss, turn by turn, document by document."""
+    out = Output(quiet=quiet, as_json=as_json)
+    with out.guard():
+        from sft_plugins.preflight.data import check_form, open_data
+
+        source = open_data(data, split=split)
+        check_form(source)
+        with step(out, "loading the tokenizer"):
+            from sft_plugins.cli.rows import RowReader
+            from sft_plugins.masking import PromptMasker
+            from sft_plugins.preflight.models import load_tokenizer
+
+            tokenizer = load_tokenizer(model)
+            masker = PromptMasker(
+                tokenizer, train_on=train_on, errors="drop", max_length=max_length, overflow=overflow,
+                special_tokens_in_content=special_tokens,
+            )  # fmt: skip
+            reader = RowReader(tokenizer, masker)
+        first = count or (ROWS_OF_A_PAGE if html else ROWS)
+        wanted = pick(source, sorted(set(row))) if row else enumerate(islice(source.rows(), first))
+        shown = [part for number, fields in wanted for part in reader.read(fields, number)]
+        out.console.print(source_line(source, model))
+        if html is not None:
+            write_html(html, shown, source, model)
+            out.console.print(f"wrote {html}")
+        else:
+            show(shown, out.console, most=None if row or not tokens else tokens)
+        out.emit(
+            {"command": "inspect", "data": source_facts(source), "model": model, "rows": list(map(as_data, shown))}
+        )
+    if any(part.faults for part in shown):
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def pick(source: Source, wanted: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows by number.
+
+    Raises:
+        AssetError: `no_such_row`, saying how many there are.
+    """
+    from sft_plugins.preflight.errors import AssetError
+
+    dataset = source.dataset()
+    seen, left = 0, set(wanted)
+    if dataset is not None:
+        seen = len(dataset)
+        for number in wanted:
+            if number < seen:
+                left.discard(number)
+                yield number, dataset[number]
+    else:
+        for number, row in enumerate(source.rows()):
+            seen = number + 1
+            if number in left:
+                left.discard(number)
+                yield number, row
+            if not left:
+                return
+    if left:
+        raise AssetError(
+            f"{source.path} has no row {min(left)}: it holds {seen:,}.",
+            code="no_such_row",
+            remedy=f"rows are counted from 0: give --row 0 to {seen - 1}.",
+        )
+
+
+def show(shown: list[ShownRow], console: Console, *, most: int | None) -> None:
+    """Each row under a heading, each turn on a line of its own."""
+    colour = has_colour(console)
+    present = {kind for part in shown for kind in part.kinds}
+    console.print(legend(colour=colour, kinds=[kind for kind in NAMES if kind in present]))
+    # A pipe gets lines as the data has them; a terminal's are folded at its width.
+    folded = console.is_terminal
+    for part in shown:
+        console.print()
+        console.print(Text(heading(part), "bold"))
+        for fault in part.faults:
+            console.print(Text.assemble((f"{fault.code}: ", "bold red"), fault.message))
+            if fault.remedy:
+                console.print(Text.assemble(("what to do: ", "bold"), fault.remedy))
+        documents = {start: i for i, (start, _) in enumerate(part.documents)}
+        for number, (start, end) in enumerate(part.turns):
+            if start in documents:
+                i = documents[start]
+                console.print(Rule(f"document {i + 1} of {len(part.documents)}", align="left", characters="─"))
+            if most is not None and start >= most:
+                break
+            stop = end if most is None else min(end, most)
+            trained = sum(kind in ("trained", "stop") for kind in part.kinds[start:end])
+            console.print(Text(f"turn {number + 1}: {end - start} tokens, {trained} trained", "dim"))
+            text = marked_tokens(part.texts[start:stop], part.kinds[start:stop], colour=colour)
+            if text.plain.endswith("\n"):
+                text.right_crop()
+            console.print(text, soft_wrap=not folded)
+        if most is not None and len(part.ids) > most:
+            console.print(f"… and {len(part.ids) - most:,} more tokens: --row {part.row} shows all")
+
+
+def heading(part: ShownRow) -> str:
+    """`row 12 (2nd of its rows): 57 tokens, 12 trained`."""
+    which = f" ({part.part + 1}. of its rows)" if part.part else ""
+    if not part.ids:
+        return f"row {part.row}{which}: refused"
+    documents = f", {len(part.documents)} documents" if part.documents else ""
+    return f"row {part.row}{which}: {len(part.ids):,} tokens, {part.trained:,} trained{documents}"
+
+
+def as_data(part: ShownRow) -> dict[str, Any]:
+    """A row for --json."""
+    columns = zip(part.ids, part.labels, part.texts, part.kinds, strict=True)
+    tokens = [{"id": i, "label": label, "text": text, "kind": kind} for i, label, text, kind in columns]
+    return {
+        "row": part.row,
+        "part": part.part,
+        "trained": part.trained,
+        "tokens": tokens,
+        "turns": part.turns,
+        "documents": part.documents,
+        "faults": part.faults,
+    }
+
+
+def write_html(path: Path, shown: list[ShownRow], source: Source, model: str) -> None:
+    """The page: `inspect.html.j2`."""
+    from sft_plugins.cli.pages import render_page, write_page
+
+    rows = [{"heading": heading(part), "shown": part} for part in shown]
+    write_page(path, render_page("inspect.html.j2", rows=rows, source=source, model=model, names=NAMES))

@@ -1,0 +1,248 @@
+"""`sft-plugins pack`: what packing does to a data set and to training on it, and the packed data set itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from sft_plugins.cli.histogram import bins, histogram
+from sft_plugins.cli.inputs import (
+    DATA,
+    LIMIT,
+    MODEL,
+    SPECIAL_TOKENS,
+    SPLIT,
+    TRAIN_ON,
+    Overflow,
+    fact_table,
+    mask_with_bar,
+    source_facts,
+    source_line,
+    step,
+)
+from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+
+if TYPE_CHECKING:
+    from sft_plugins.masking import MaskReport
+    from sft_plugins.packing import PackReport
+
+_EPILOG = (
+    "Examples: sft-plugins pack rows.jsonl --model ./model --max-length 2048 | sft-plugins pack rows.jsonl -m ./model "
+    "--max-length 4096 --overflow keep_turns --output packed. Exit codes: 0, 1 if rows could not be masked and were left "
+    "out, 2 unusable input."
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=_EPILOG)(pack)
+
+
+def pack(
+    data: DATA,
+    model: MODEL,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens that a packed row has room for.", show_default=False)],
+    overflow: Annotated[
+        Overflow,
+        typer.Option(help="What becomes of longer rows: refused, dropped, cut, or cut after the last whole turn."),
+    ] = "drop",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per device and step.")] = 8,
+    accumulation: Annotated[int, typer.Option(min=1, help="Gradient accumulation steps.")] = 1,
+    world: Annotated[int, typer.Option(min=1, help="Devices that train side by side.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Save the packed data set here (save_to_disk); a new or empty folder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Shuffles documents of equal length, and the rows.")] = 0,
+    split: SPLIT = None,
+    limit: LIMIT = None,
+    train_on: TRAIN_ON = "all",
+    special_tokens: SPECIAL_TOKENS = "raise",
+    quiet: QUIET = False,
+    as_json: JSON = False,
+) -> None:
+    """See what packing saves and what it changes for training; with --output, save the packed rows."""
+    out = Output(quiet=quiet, as_json=as_json)
+    with out.guard():
+        from sft_plugins.preflight.data import check_form, open_data
+
+        if output is not None:
+            check_new_folder(output)  # before minutes of work whose result could not be kept
+        source = open_data(data, split=split, limit=limit)
+        refuse_packed(source.kind, data)
+        check_form(source)
+        with step(out, "loading the tokenizer"):
+            from sft_plugins.masking import PromptMasker
+            from sft_plugins.packing import pack_dataset
+            from sft_plugins.preflight.models import load_tokenizer
+
+            keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
+            masker = PromptMasker(
+                load_tokenizer(model), train_on=train_on, errors="drop", special_tokens_in_content=special_tokens,
+                max_length=max_length if keeps_turns else None, overflow="keep_turns" if keeps_turns else "raise",
+            )  # fmt: skip
+        masked, masking = mask_with_bar(source, masker, out)
+        refuse_nothing_left(masking, data)
+        lengths = token_lengths(masked)
+        with step(out, "packing"):
+            policy = "raise" if keeps_turns else overflow
+            packed, report = pack_dataset(masked, max_length, overflow=policy, seed=seed)
+        show(source_line(source, model), report, masking, lengths, (batch_size, accumulation, world), out)
+        if output is not None:
+            with step(out, "saving"):
+                save(packed, output)
+            out.console.print(Text(f"saved {len(packed):,} packed rows to {output}", "bold"))
+        training = report.training(batch_size, gradient_accumulation_steps=accumulation, world_size=world)
+        out.emit(
+            {
+                "command": "pack",
+                "data": source_facts(source),
+                "model": model,
+                "report": report.to_dict(),
+                "training": training,
+                "masking": masking.to_dict(),
+                "lengths": [{"from": low, "to": high, "documents": count} for low, high, count in bins(lengths)],
+                "output": output,
+            }
+        )
+    if set(masking.failures) - {"overflow"}:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def refuse_packed(kind: str, data: str) -> None:
+    """Raises: AssetError: `already_packed`."""
+    from sft_plugins.preflight.errors import AssetError
+
+    if kind == "packed":
+        raise AssetError(
+            f"{data} is packed already.",
+            code="already_packed",
+            remedy="pack the rows that it was made from; `sft-plugins inspect` shows its documents.",
+        )
+
+
+def refuse_nothing_left(masking: MaskReport, data: str) -> None:
+    """Raises: AssetError: `nothing_left`."""
+    from sft_plugins.preflight.errors import AssetError
+
+    if not masking.rows_out:
+        found = ", ".join(f"{code} in {failure.count:,} rows" for code, failure in masking.failures.items())
+        raise AssetError(
+            f"{data}: no row is left to pack: {found}.",
+            code="nothing_left",
+            remedy="`sft-plugins audit` says what is wrong with them.",
+        )
+
+
+def token_lengths(dataset: Any) -> Any:
+    """Tokens of each row, int64 `[n]`, read off the Arrow offsets."""
+    import pyarrow.compute as compute
+
+    return compute.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_numpy().astype("int64")
+
+
+def show(
+    source: Text, report: PackReport, masking: MaskReport, lengths: Any, steps: tuple[int, int, int], out: Output
+) -> None:
+    """The report for people: facts, then the histogram, then what was lost."""
+    from sft_plugins.packing.report import LOSSES
+
+    console = out.console
+    console.print(source)
+    table = fact_table(f"Packed to rows of {report.max_length:,} tokens")
+    for name, words in facts(report, masking, steps):
+        table.add_row(Text(name, "bold"), Text(words))
+    console.print(table)
+    for kind, loss in report.lost.items():
+        rows = ", ".join(map(str, loss.first_rows)) + (", …" if loss.rows > len(loss.first_rows) else "")
+        words = f"{loss.rows:,} rows {LOSSES[kind]}: {loss.tokens:,} tokens lost, {loss.supervised_tokens:,} of them trained"
+        console.print(Text.assemble((f"{kind}: ", "bold yellow"), f"{words} (masked rows {rows})."))
+    for code, found in masking.failures.items():
+        rows = ", ".join(map(str, found.first_rows)) + (", …" if found.count > len(found.first_rows) else "")
+        style = "bold yellow" if code == "overflow" else "bold red"
+        console.print(
+            Text.assemble((f"{code}: ", style), f"{found.count:,} rows left out (rows {rows}): {found.example}")
+        )
+    console.print()
+    console.print(Text("Tokens per document, before the limit", "bold"))
+    console.print(histogram(lengths, console, limit=report.max_length), no_wrap=True, overflow="ignore", crop=False)
+
+
+def facts(report: PackReport, masking: MaskReport, steps: tuple[int, int, int]) -> list[tuple[str, str]]:
+    """Names and what they come to."""
+    batch_size, accumulation, world = steps
+    training = report.training(batch_size, gradient_accumulation_steps=accumulation, world_size=world)
+    above = report.rows_above_bound / max(report.lower_bound, 1)
+    tokens = max(report.tokens, 1)
+    per_step = f"{batch_size} × {accumulation} × {world} = {training.rows_per_step} rows"
+    lines = [
+        ("documents", f"{report.documents:,} of {masking.rows_in:,} rows, the longest {report.longest:,} tokens"),
+        ("packed rows", f"{report.rows:,}, {report.documents / max(report.rows, 1):.1f} documents each"),
+        ("fill", f"{report.fill:.2%}; {report.tokens:,} tokens, {report.supervised_share:.1%} of them trained"),
+        (
+            "bound",
+            f"no packing has fewer than {report.lower_bound:,} rows: {report.rows_above_bound:,} above it ({above:.2%})",
+        ),
+    ]
+    if masking.cut_rows:
+        lost = f"{masking.lost_tokens:,} tokens, {masking.lost_supervised_tokens:,} of them trained"
+        lines.append(("cut", f"{masking.cut_rows:,} rows after their last whole turn: {lost}"))
+    batch = min(report.padded, key=lambda size: abs(size - batch_size), default=None)
+    if batch is not None:
+        lines.append(("padded instead", f"{report.padded[batch] / tokens:.2f}× the tokens, in batches of {batch}"))
+    lines += [
+        ("", f"{report.padded_to_max_length / tokens:.2f}× the tokens, each to {report.max_length:,}"),
+        ("steps per epoch", f"{training.steps_before:,} → {training.steps_after:,}, at {per_step} each"),
+        (
+            "per step",
+            f"{training.documents_per_step_before:,.0f} → {training.documents_per_step_after:,.0f} documents, "
+            f"{training.tokens_per_step_before:,.0f} → {training.tokens_per_step_after:,.0f} tokens",
+        ),
+        (
+            "same step size",
+            f"{training.rows_per_step_for_same_documents} packed rows per step, or retune the learning rate",
+        ),
+    ]
+    return lines
+
+
+def check_new_folder(folder: Path) -> None:
+    """Make sure that `folder` can be written, and holds nothing that would be lost.
+
+    Raises:
+        AssetError: `output_exists`, `unwritable`.
+    """
+    from sft_plugins.preflight.errors import AssetError
+
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise AssetError(
+                f"--output {folder} exists and is not empty.",
+                code="output_exists",
+                remedy="choose a new folder, or empty it yourself: nothing is overwritten.",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AssetError(
+            f"--output {folder} cannot be written: {error.strerror or error}.",
+            code="unwritable",
+            remedy="choose a folder that you can write to.",
+        ) from error
+
+
+def save(packed: Any, folder: Path) -> None:
+    """Save whole or not at all: a folder beside it is written, then put in its place."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        packed.save_to_disk(str(beside))
+        os.chmod(beside, folder.stat().st_mode)
+        os.replace(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
