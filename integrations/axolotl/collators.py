@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from sft_plugins.errors import SFTPluginsError
+from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
 from sft_plugins.masking import StrictPromptMaskingCollator
 from sft_plugins.packing import BlockDiagonalPackingCollator
 
@@ -64,7 +65,8 @@ class DocumentsCollator:
 
     def __call__(self, features: Sequence[Mapping[str, Any] | Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         rows = chain.from_iterable([row] if isinstance(row, Mapping) else row for row in features)
-        return self.collator(list(rows))
+        with remedies_in_yaml():
+            return self.collator(list(rows))
 
 
 OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator, DocumentsCollator)

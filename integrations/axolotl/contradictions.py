@@ -66,6 +66,8 @@ def _general(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
     for name, why in refused.items():
         if data.get(name):
             yield f"`{name}` {why}: not together with {KEY}. Remedy: remove `{name}`, or set {off}."
+    if data.get("balance_labels") and not data.get("sample_packing"):
+        yield f"`balance_labels` knows only Axolotl's own collators. Remedy: remove it, or set {off}."
 
 
 def _masking(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
@@ -112,6 +114,9 @@ def _packing(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
     for name in ("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size"):
         if (data.get(name) or 1) > 1:
             yield f"`{name}: {data[name]}` splits rows: documents cannot be isolated. Remedy: remove it, or set {off}."
+    nested = field(data.get("context_parallel") or {}, "size")  # Axolotl 0.21's own plug-in
+    if (nested or 1) > 1:
+        yield f"`context_parallel.size: {nested}` splits rows: documents cannot be isolated. Remedy: remove it, or set {off}."
     for name in ("fsdp", "fsdp_config"):
         if data.get(name):
             yield f"`{name}` shards the model before isolation can be proved on it. Remedy: use DDP, or set {off}."

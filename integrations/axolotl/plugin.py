@@ -1,15 +1,15 @@
 """`SFTPlugin`: what runs at which of Axolotl's hooks.
 
-    register, validation    versions; `sft_plugins:` is judged (args.py)
-    load_datasets           rows audited, then packed by us (only in `axolotl train`; `evaluate` does not call it)
+    register, validation    a new run; which command it is; versions; `sft_plugins:` is judged (args.py)
+    load_datasets           rows audited, then packed by us (`axolotl train` and `preprocess`; `evaluate` does not call it)
     post_model_load         the model isolated, and the proof logged
     get_training_args       the column that says where documents end is kept
     get_collator_…          our collators (collators.py)
-    add_callbacks_post_…    the collapse callback, with the trainer handed to it
-    post_trainer_create     rows audited that are not packed by us; the live collator is ours
+    add_callbacks_post_…    rows audited that are not packed by us; the collapse callback, with the trainer handed to it
+    post_trainer_create     the live collator is ours (`evaluate` does not call it)
 
 Invariant: without our key in the validated configuration every hook does nothing. Axolotl keeps plug-ins of earlier runs
-in one process and calls them again, so all that an instance knows belongs to one run.
+in one process and calls them again (0.21 the very instances), so all that an instance knows belongs to one run.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.logging import get_logger
+from transformers import HfArgumentParser
 
-from sft_plugins import __version__
 from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins.collapse import ModeCollapseCallback
 from sft_plugins.errors import ContaminationError, MaskingError
 from sft_plugins.integrations._compat import require
 from sft_plugins.integrations.axolotl import collators
+from sft_plugins.integrations.axolotl.announcement import Command, active, idle, warnings
+from sft_plugins.integrations.axolotl.args import listed
 from sft_plugins.integrations.axolotl.audit import audit_rows
 from sft_plugins.integrations.axolotl.contradictions import dataset_entries, is_ours, packer
-from sft_plugins.integrations.axolotl.settings import KEY, CollapseSettings, PackingSettings, Settings
+from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
+from sft_plugins.integrations.axolotl.settings import KEY, PackingSettings, Settings
+from sft_plugins.integrations.axolotl.watch import collapse_callback
 from sft_plugins.packing import isolate, pack_dataset
 
 LOG = get_logger("axolotl.sft_plugins")
@@ -44,13 +47,18 @@ class SFTPlugin(BasePlugin):
 
     def _forget(self) -> None:
         self._announced = self._audited = self._packed = False
-        self._trains = True
+        self._command: Command = "evaluate"  # until a hook is called that it does not call
         self._model: weakref.ref[Any] | None = None
         self._heldout: Any = None
 
     def register(self, cfg: Any) -> None:
-        """The raw configuration: only here do Axolotl's commands say that nothing will be trained."""
-        self._trains = not (cfg.get("inference") or cfg.get("merge_lora"))
+        """A run begins. The raw configuration: only here do Axolotl's commands say that nothing will be trained."""
+        self._forget()
+        if listed(cfg) and (cfg.get("inference") or cfg.get("merge_lora")):
+            self._command = "inference" if cfg.get("inference") else "merge-lora"
+            LOG.info(idle(self._command))
+            for line in warnings(self._command, cfg):
+                LOG.warning(line)
 
     def get_input_args(self) -> str:
         """Where the model of our part of the configuration is."""
@@ -58,29 +66,40 @@ class SFTPlugin(BasePlugin):
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         """Our packed rows with their number of steps, or None where Axolotl's own rows serve."""
+        self._command = "preprocess" if preprocess else "train"
         settings = self._settings(cfg)
         if settings is None:
             return None
-        if preprocess or settings.packing is None or packer(settings, cfg) != "sft_plugins":
+        ours = settings.packing is not None and packer(settings, cfg) == "sft_plugins"
+        if not ours and not (preprocess and settings.masking is not None):
             return None
-        from axolotl.common.datasets import TrainDatasetMeta, load_datasets
+        from axolotl.cli.args import PreprocessCliArgs, TrainerCliArgs
+        from axolotl.common.datasets import load_datasets
         from axolotl.loaders import load_tokenizer
+
+        # As Axolotl's own command does, so that its `--debug` options print what they always print.
+        parser = HfArgumentParser(PreprocessCliArgs if preprocess else TrainerCliArgs)
+        arguments, _ = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        meta = load_datasets(cfg=cfg, cli_args=arguments)
+        self._audit(cfg, settings, meta.train_dataset, meta.eval_dataset, load_tokenizer(cfg))
+        # What is prepared is kept as it came: rows are packed when they are trained, in a second or two.
+        return meta if preprocess else self._pack(cfg, settings, meta)
+
+    def _pack(self, cfg: Any, settings: Settings, meta: Any) -> Any:
+        from axolotl.common.datasets import TrainDatasetMeta
         from axolotl.utils.trainer import calculate_total_num_steps
 
-        meta = load_datasets(cfg=cfg)
-        self._audit(cfg, settings, meta.train_dataset, meta.eval_dataset, load_tokenizer(cfg))
-        self._heldout = meta.eval_dataset
-        train = _pack(
-            meta.train_dataset, cfg.sequence_len, settings.packing, strict=_is_strict(cfg, settings), name="train"
-        )
+        assert settings.packing is not None
+        strict = _is_strict(cfg, settings)
+        train = _pack(meta.train_dataset, cfg.sequence_len, settings.packing, strict=strict, name="train")
         evaluation = meta.eval_dataset and _pack(
             meta.eval_dataset,
             cfg.eval_sequence_len or cfg.sequence_len,
             settings.packing,
-            strict=_is_strict(cfg, settings),
+            strict=strict,
             name="evaluation",
         )
-        self._packed = True
+        self._packed, self._heldout = True, meta.eval_dataset
         steps = calculate_total_num_steps(cfg, train, update=False)
         return TrainDatasetMeta(train, evaluation, min(steps, cfg.max_steps) if cfg.max_steps else steps)
 
@@ -95,10 +114,11 @@ class SFTPlugin(BasePlugin):
             ContaminationError: if nothing isolates it. Whatever `attn_implementation` says, no run starts that leaks.
         """
         settings = self._settings(cfg)
-        if settings is None or packer(settings, cfg) is None or not self._trains:
+        if settings is None or packer(settings, cfg) is None:
             return
         self._model = weakref.ref(model)
-        LOG.info(f"sft-plugins isolation proved: {isolate(model)}")
+        with remedies_in_yaml():
+            LOG.info(f"sft-plugins isolation proved: {isolate(model)}")
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Packed rows carry a column that no model takes."""
@@ -130,24 +150,34 @@ class SFTPlugin(BasePlugin):
         return collators.padded, {}
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        """The collapse callback joins the trainer here; nothing is left for Axolotl to add."""
-        settings = self._settings(cfg)
-        if settings is not None and settings.collapse is not None:
-            heldout = self._heldout if self._packed else trainer.eval_dataset
-            _collapse_callback(settings.collapse, trainer.processing_class, heldout).attach(trainer)
-        return []
-
-    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Audit rows that are not packed by us, as the trainer holds them, and look who collates them.
+        """Audit rows that are not packed by us, as the trainer holds them. The collapse callback joins the trainer here;
+        nothing is left for Axolotl to add.
 
         Raises:
-            MaskingError: `audit`; `host_collator`, if another plug-in's collator has taken the place of ours.
+            MaskingError: `audit`; `host_collator`, as in `post_trainer_create`.
         """
         settings = self._settings(cfg)
         if settings is None:
-            return
+            return []
         if not self._audited:
             self._audit(cfg, settings, trainer.train_dataset, trainer.eval_dataset, trainer.processing_class)
+        self._check_collator(cfg, trainer)
+        if settings.collapse is not None and self._command == "train":
+            heldout = self._heldout if self._packed else trainer.eval_dataset
+            with remedies_in_yaml():
+                collapse_callback(settings.collapse, trainer.processing_class, heldout).attach(trainer)
+        return []
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Look again who collates: plug-ins may change a trainer at this hook.
+
+        Raises:
+            MaskingError: `host_collator`, if another plug-in's collator has taken the place of ours.
+        """
+        if self._settings(cfg) is not None:
+            self._check_collator(cfg, trainer)
+
+    def _check_collator(self, cfg: Any, trainer: Any) -> None:
         if self.get_collator_cls_and_kwargs(cfg) is not None and not isinstance(trainer.data_collator, collators.OURS):
             raise MaskingError(
                 f"batches are collated by {type(trainer.data_collator).__name__}, not by sft-plugins.",
@@ -160,19 +190,16 @@ class SFTPlugin(BasePlugin):
         self._forget()
 
     def _settings(self, cfg: Any) -> Settings | None:
-        """Our settings in this run, announced once; None where the plug-in is not active."""
+        """Our settings in this run, announced once; None where the plug-in takes no part."""
         raw = cfg.get(KEY)
-        if raw is None:
+        if raw is None or self._command in ("inference", "merge-lora"):
             return None
         settings = Settings.read(raw.to_dict())
         if not self._announced:
             self._announced = True
-            LOG.info(f"sft-plugins {__version__} is active: {_in_words(settings, cfg)}")
-            if settings.packing is None and cfg.sample_packing:
-                LOG.warning(
-                    f"sft-plugins: `sample_packing: true` and `{KEY}.packing: false`: nothing proves that packed "
-                    "documents do not see one another."
-                )
+            LOG.info(active(self._command, settings, cfg))
+            for line in warnings(self._command, cfg, settings):
+                LOG.warning(line)
         return settings
 
     def _audit(self, cfg: Any, settings: Settings, train: Any, evaluation: Any, tokenizer: Any) -> None:
@@ -190,31 +217,14 @@ def _is_strict(cfg: Any, settings: Settings) -> bool:
     return masking is not None and (masking.audit == "error" or all(map(is_ours, dataset_entries(cfg))))
 
 
-def _in_words(settings: Settings, cfg: Any) -> str:
-    masking = settings.masking
-    ours = sum(map(is_ours, dataset_entries(cfg)))
-    who = packer(settings, cfg)
-    parts = [
-        "masking off"
-        if masking is None
-        else f"masking ({ours} of {len(dataset_entries(cfg))} datasets masked here, audit: {masking.audit})",
-        "packing off"
-        if who is None
-        else f"packing (rows of {cfg.sequence_len:,} tokens, packed here)"
-        if who == "sft_plugins"
-        else "packing (Axolotl's sample_packing, isolated here)",
-        "collapse off" if settings.collapse is None else f"collapse (on_collapse: {settings.collapse.on_collapse})",
-    ]
-    return ", ".join(parts)
-
-
 def _pack(rows: Any, max_length: int, settings: PackingSettings, *, strict: bool, name: str) -> Any:
     if not strict:
         # Rows of other strategies may supervise the first token, which nothing predicts even in a row of its own.
         rows = rows.map(_first_label_off, desc="First labels")
-    packed, report = pack_dataset(
-        rows, max_length, unsupervised=settings.unsupervised, extra_columns="drop", seed=settings.seed
-    )
+    with remedies_in_yaml():
+        packed, report = pack_dataset(
+            rows, max_length, unsupervised=settings.unsupervised, extra_columns="drop", seed=settings.seed
+        )
     LOG.info(
         f"sft-plugins packed the {name} rows: {report.documents:,} documents in {report.rows:,} rows, "
         f"{report.fill:.1%} full\n{report}"
@@ -224,24 +234,3 @@ def _pack(rows: Any, max_length: int, settings: PackingSettings, *, strict: bool
 
 def _first_label_off(row: dict[str, Any]) -> dict[str, Any]:
     return {"labels": [IGNORE_INDEX, *row["labels"][1:]]}
-
-
-def _collapse_callback(settings: CollapseSettings, tokenizer: Any, heldout: Any) -> ModeCollapseCallback:
-    rows = heldout.select_columns(["input_ids", "labels"]) if heldout is not None and settings.heldout else None
-    return ModeCollapseCallback(
-        tokenizer,
-        None if settings.prompts == "builtin" else settings.prompts,
-        eval_pairs=rows,
-        every_steps=settings.every_steps,
-        samples_per_prompt=settings.samples_per_prompt,
-        max_new_tokens=settings.max_new_tokens,
-        baseline=None if settings.baseline == "off" else settings.baseline,
-        embedder=None if settings.embedder == "off" else settings.embedder,
-        on_collapse=settings.on_collapse,
-        output_dir=settings.output_dir,
-        seed=settings.seed,
-        budget=None if settings.budget == "off" else settings.budget,
-        max_eval_pairs=settings.max_eval_pairs,
-        detector=settings.detector_config(),
-        report=settings.report,
-    )

@@ -15,6 +15,7 @@ from datasets import Dataset, Features, List, Value
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.integrations.axolotl.fields import RowFields
+from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
 from sft_plugins.integrations.axolotl.settings import KEY, Settings
 from sft_plugins.masking import PromptMasker, mask_dataset
 
@@ -37,7 +38,8 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> MaskingStrategy:
             code="bad_option",
             remedy="Add `- sft_plugins.integrations.axolotl.SFTPlugin` to `plugins:`.",
         )
-    return MaskingStrategy(build_masker(tokenizer, cfg, ds_cfg), RowFields.of(ds_cfg))
+    with remedies_in_yaml():
+        return MaskingStrategy(build_masker(tokenizer, cfg, ds_cfg), RowFields.of(ds_cfg))
 
 
 def build_masker(tokenizer: Any, cfg: Any, ds_cfg: Any) -> PromptMasker:
@@ -81,7 +83,8 @@ class MaskingStrategy(DatasetWrappingStrategy):
                 keep_in_memory=bool(keep_in_memory),
                 desc="Renaming fields",
             )
-        masked, report = mask_dataset(dataset, self.masker, num_proc=processes)
+        with remedies_in_yaml():
+            masked, report = mask_dataset(dataset, self.masker, num_proc=processes)
         LOG.info("sft-plugins masked a dataset:\n%s", report)
         if not len(masked):
             raise MaskingError(

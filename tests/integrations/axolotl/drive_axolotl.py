@@ -2,9 +2,9 @@
 
     python drive_axolotl.py plan.json seen.json
 
-`plan.json` is a list of `[name, command, path of a YAML]`, the commands being `train`, `preprocess`, `evaluate`, `rows` and
-`inference`. In `train`, the built trainer is looked at between its construction and its first step. A process of its own:
-Axolotl patches transformers for good.
+`plan.json` is a list of `[name, command, path of a YAML]`, the commands being `train`, `preprocess`, `evaluate`, `rows`,
+`inference` and `merge_lora`. In `train`, the built trainer is looked at between its construction and its first step. A
+process of its own: Axolotl patches transformers for good.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def evaluate(path: str, seen: dict[str, Any]) -> None:
     def observed(**kwargs: Any) -> Any:
         trainer = setup(**kwargs)
         seen["evaluation"] = look(trainer, trainer.get_eval_dataloader())
+        seen["callbacks"] = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
         return trainer
 
     axolotl.evaluate.setup_trainer = observed
@@ -140,20 +141,39 @@ def rows(path: str, seen: dict[str, Any]) -> None:
 
 
 def inference(path: str, seen: dict[str, Any]) -> None:
-    from axolotl.cli.config import load_cfg
-    from axolotl.cli.utils import load_model_and_tokenizer
+    """One question, as a user types it, and three tokens of an answer."""
+    import axolotl.cli.inference as cli
 
-    cfg = load_cfg(path, inference=True, rl=None)
-    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    seen["answer"] = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0].tolist()
+    settings, typed = cli.GenerationConfig, sys.stdin
+    cli.GenerationConfig = lambda **options: settings(**{**options, "max_new_tokens": 3})
+    sys.stdin = io.StringIO("Hello\n")  # its end is the end of the session
+    try:
+        cli.do_cli(path)
+    finally:
+        cli.GenerationConfig, sys.stdin = settings, typed
+
+
+def merge_lora(path: str, seen: dict[str, Any]) -> None:
+    from axolotl.cli.merge_lora import do_cli
+
+    do_cli(path)
+
+
+def save_without_a_pool() -> None:
+    """Axolotl saves a few rows through one spawned process, which takes five seconds to start, twenty times over."""
+    from datasets import Dataset
+
+    save = Dataset.save_to_disk
+    Dataset.save_to_disk = lambda self, *args, num_proc=None, **options: save(self, *args, **options)
 
 
 def main() -> None:
     plan, results, target = json.loads(Path(sys.argv[1]).read_text()), {}, Path(sys.argv[2])
-    commands = {"train": train, "preprocess": preprocess, "evaluate": evaluate, "rows": rows, "inference": inference}
+    commands = {
+        "train": train, "preprocess": preprocess, "evaluate": evaluate, "rows": rows, "inference": inference,
+        "merge_lora": merge_lora,
+    }  # fmt: skip
+    save_without_a_pool()
     sys.argv = sys.argv[:1]  # Axolotl's commands parse what is left
     for name, command, path in plan:
         seen: dict[str, Any] = {"error": None}

@@ -97,6 +97,7 @@ BASE = {
     "logging_steps": 1,
 }  # fmt: skip
 QUIET = {"collapse": False}
+CUT = {"excess_length_strategy": "truncate", "sequence_len": 24}
 THEIRS = [{"path": "rows.jsonl", "ds_type": "json", "type": "chat_template"}]
 
 
@@ -138,8 +139,17 @@ PLAN: dict[str, tuple[str, dict[str, Any]]] = {
         "rows",
         {"sft_plugins": {**QUIET, "masking": {"train_on": "last"}}, "dataset_prepared_path": "kept"},
     ),
-    "evaluate": ("evaluate", {"sft_plugins": QUIET}),
-    "inference": ("inference", {"sft_plugins": {}, "lora_model_dir": "out/packed"}),
+    "preprocess finds faults": ("preprocess", {"sft_plugins": QUIET, "datasets": THEIRS, **CUT}),
+    "evaluate": ("evaluate", {"sft_plugins": {"collapse": COLLAPSE}}),
+    "evaluate finds faults": ("evaluate", {"sft_plugins": QUIET, "datasets": THEIRS, **CUT}),
+    "inference": (
+        "inference",
+        {"sft_plugins": {}, "lora_model_dir": "out/packed", "chat_template": "tokenizer_default"},
+    ),
+    "inference without a template": ("inference", {"sft_plugins": {}, "lora_model_dir": "out/packed"}),
+    "merge": ("merge_lora", {"sft_plugins": {}, "lora_model_dir": "out/packed"}),
+    "merge, legacy": ("merge_lora", {"sft_plugins": {}, "lora_model_dir": "out/packed", "merge_method": "legacy"}),
+    "row too long": ("rows", {"sft_plugins": QUIET, "sequence_len": 24}),
     "other names": (
         "rows",
         {
@@ -161,16 +171,8 @@ PLAN: dict[str, tuple[str, dict[str, Any]]] = {
         {"sft_plugins": QUIET, "datasets": theirs(chat_template="jinja", chat_template_jinja=WITHOUT_END)},
     ),
     "empty answers": ("rows", {"sft_plugins": QUIET, "datasets": theirs(path="empty.jsonl")}),
-    "truncated": ("rows", {"sft_plugins": QUIET, "datasets": THEIRS, "excess_length_strategy": "truncate", "sequence_len": 24}),
-    "only warned": (
-        "rows",
-        {
-            "sft_plugins": {**QUIET, "masking": {"audit": "warn"}},
-            "datasets": THEIRS,
-            "excess_length_strategy": "truncate",
-            "sequence_len": 24,
-        },
-    ),
+    "truncated": ("rows", {"sft_plugins": QUIET, "datasets": THEIRS, **CUT}),
+    "only warned": ("rows", {"sft_plugins": {**QUIET, "masking": {"audit": "warn"}}, "datasets": THEIRS, **CUT}),
     "roles refused": (
         "rows",
         {"sft_plugins": QUIET, "datasets": [{**BASE["datasets"][0], "roles_to_train": ["user"]}]},
@@ -320,11 +322,11 @@ def test_collapse_figures_reach_the_loggers_and_the_history(runs: dict[str, Any]
     logged = [record for record in run["history"] if any(name.startswith("collapse/") for name in record)]
     assert len(logged) >= 3
     assert all("collapse/heldout_loss" in record for record in logged)
-    assert run["callbacks"].count("ModeCollapseCallback") == 1
+    assert run["callbacks"].count("AxolotlCollapseCallback") == 1
     assert list((folder / "out" / "packed" / "collapse").glob("*.jsonl"))
     losses = [record["loss"] for record in run["history"] if "loss" in record]
     assert len(losses) == run["steps"], "the trainer's own records are all there"
-    assert "ModeCollapseCallback" not in runs["padded"]["callbacks"]
+    assert "AxolotlCollapseCallback" not in runs["padded"]["callbacks"]
 
 
 def test_a_second_plugin_works_beside_ours(runs: dict[str, Any]) -> None:
@@ -356,25 +358,73 @@ def test_prepared_data_never_serve_stale_masks(runs: dict[str, Any]) -> None:
     assert sorted(expected) != sorted(oracle()[:-4])
 
 
-def test_evaluate_isolates_and_writes_its_summary(runs: dict[str, Any], folder: Path) -> None:
+def test_preprocess_audits_what_it_prepares(runs: dict[str, Any]) -> None:
+    run = succeeded(runs["preprocess"])
+    assert "packing off (rows are packed when they are trained), collapse off" in run["log"]
+    assert "sft-plugins audit of train rows: 20 rows" in run["log"]
+    assert "check_dataset_labels" in run["log"], "what Axolotl itself prints is printed"
+    assert "missing_stop in" in runs["preprocess finds faults"]["error"]
+
+
+def test_evaluate_audits_isolates_and_writes_its_summary(runs: dict[str, Any], folder: Path) -> None:
     """`axolotl evaluate` asks no plug-in for rows: they are flattened by the collator instead."""
     run = succeeded(runs["evaluate"])
     assert run["evaluation"]["collator"] == "BlockDiagonalPackingCollator"
     assert run["evaluation"]["together"] == pytest.approx(run["evaluation"]["alone"], rel=1e-5)
     assert (folder / "out" / "evaluate" / "eval_summary.csv").is_file()
+    assert "sft-plugins audit of evaluation rows: 4 rows" in run["log"]
+    assert "each batch flattened to one row, isolated here), collapse off (nothing is trained)" in run["log"]
+    assert "AxolotlCollapseCallback" not in run["callbacks"]
 
 
-def test_the_result_loads_for_inference(runs: dict[str, Any], folder: Path) -> None:
+def test_evaluate_refuses_rows_with_faults(runs: dict[str, Any]) -> None:
+    error = runs["evaluate finds faults"]["error"]
+    assert error.startswith("MaskingError: [audit] the train rows are not masked exactly: missing_stop in")
+
+
+def test_the_result_answers_under_axolotl_inference(runs: dict[str, Any], folder: Path) -> None:
     from peft import PeftModel
 
     run = succeeded(runs["inference"])
-    assert len(run["answer"]) > 3
+    assert "takes no part in `axolotl inference`" in run["log"]
     assert "isolation proved" not in run["log"], "generation packs nothing"
+    assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n" in run["log"], "as the model was trained"
+    assert "`chat_template` is not set" not in run["log"]
     base = LlamaForCausalLM.from_pretrained(folder / "model")
     model = PeftModel.from_pretrained(base, folder / "out" / "packed")
     moved = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert moved
     assert all(p.abs().max() > 0 for p in moved), "the adapter was trained"
+
+
+def test_inference_without_a_template_is_warned_of(runs: dict[str, Any]) -> None:
+    """Axolotl takes the tokenizer's template for `type: chat_template` alone, and no word is said of it."""
+    log = succeeded(runs["inference without a template"])["log"]
+    assert "<|im_start|>" not in log
+    assert "for rows of messages set `chat_template: tokenizer_default`" in log
+
+
+@pytest.mark.parametrize("name", ["merge", "merge, legacy"])
+def test_merge_lora_gives_the_trained_model(runs: dict[str, Any], folder: Path, name: str) -> None:
+    from peft import PeftModel
+
+    assert "takes no part in `axolotl merge-lora`" in succeeded(runs[name])["log"]
+    merged = LlamaForCausalLM.from_pretrained(folder / "out" / name.replace(", ", "_") / "merged", dtype=torch.float32)
+    base = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    before = {key: value.clone() for key, value in base.state_dict().items()}
+    expected = PeftModel.from_pretrained(base, folder / "out" / "packed").merge_and_unload().state_dict()
+    found = merged.state_dict()
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
+    moved = [key for key in before if not torch.equal(before[key], found[key])]
+    assert len(moved) == 14, "seven projections in each of two layers"
+
+
+def test_a_remedy_is_told_in_the_words_of_the_yaml(runs: dict[str, Any]) -> None:
+    error = runs["row too long"]["error"]
+    assert error.startswith("MaskingError: [overflow] (row ")
+    assert "Remedy: Raise `sequence_len`, or choose `sft_plugins.masking.overflow: drop`, `truncate` or" in error
 
 
 def test_fields_with_other_names_are_masked_alike(runs: dict[str, Any]) -> None:
