@@ -1,0 +1,143 @@
+"""Two processes through TRL train what one process trains: the same documents, each once, the same loss, the same weights.
+
+Runs with a global batch of 4 rows, first in one process, then in two (`worker_trl.py`); the one process is the oracle, and
+what it should have trained on is counted here. Runs on the oldest and the newest supported TRL.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+pytestmark = pytest.mark.slow
+
+DOCUMENTS = {  # name of a run → documents it should see, epochs
+    "masked": (40, 2),
+    "packed": (80, 2),
+    "packed, accumulated": (80, 1),
+    "unpack": (80, 1),
+    "stream": (80, 1),
+}
+Run = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def one(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return launch("worker_trl.py", 1, tmp_path_factory.mktemp("one"))[0]
+
+
+@pytest.fixture(scope="module")
+def two(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return launch("worker_trl.py", 2, tmp_path_factory.mktemp("two"))
+
+
+def together(ranks: list[Run]) -> list[list[int]]:
+    """Documents of each micro-batch of all ranks together."""
+    return [sorted(sum(batches, [])) for batches in zip(*(rank["seen"] for rank in ranks), strict=True)]
+
+
+def counts(ranks: list[Run]) -> dict[int, int]:
+    return Counter(document for batch in together(ranks) for document in batch)
+
+
+def assert_same_training(alone: Run, ranks: list[Run], *, steps: int | None = None) -> None:
+    """Every micro-batch's documents and loss, and the weights in the end, which all ranks share."""
+    assert together(ranks)[:steps] == together([alone])[:steps]
+    losses = [sum(each) / len(ranks) for each in zip(*(rank["losses"] for rank in ranks), strict=True)]
+    assert losses[:steps] == pytest.approx(alone["losses"][:steps], rel=1e-6)
+    for rank in ranks:
+        assert rank["logged"][:steps] == pytest.approx(alone["logged"][:steps], rel=1e-6)
+        assert rank["weights"] == ranks[0]["weights"]
+    if steps is None:
+        for name, weight in alone["weights"].items():
+            assert ranks[0]["weights"][name] == pytest.approx(weight, abs=1e-6), name
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_document_is_trained_once_per_epoch(two: list[dict[str, Any]], name: str) -> None:
+    """P14: nothing dropped and nothing repeated, where rows come out even."""
+    expected, epochs = DOCUMENTS[name]
+    ranks = [rank[name] for rank in two]
+    assert counts(ranks) == dict.fromkeys(range(expected), epochs)
+    assert [rank["world"] for rank in ranks] == [2, 2]
+    assert {rank["parallel"] for rank in ranks} == {"DistributedDataParallel"}
+    assert all(not set(a) & set(b) for a, b in zip(*(rank["seen"] for rank in ranks), strict=True))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_rank_waits_for_another_at_the_end(two: list[dict[str, Any]], name: str) -> None:
+    """P14: equally many steps and micro-batches."""
+    a, b = (rank[name] for rank in two)
+    assert a["steps"] == b["steps"] > 1
+    assert len(a["seen"]) == len(b["seen"]) >= a["steps"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_loss_and_weights_are_those_of_one_process(one: dict[str, Any], two: list[dict[str, Any]], name: str) -> None:
+    assert_same_training(one[name], [rank[name] for rank in two])
+    moved = [abs(a - b) for a, b in zip(one[name]["losses"], one[name]["losses"][1:], strict=False)]
+    assert max(moved) > 1e-2, "losses that do not change would prove nothing"
+
+
+@pytest.mark.parametrize(("name", "documents"), [("masked, uneven", 41), ("packed, uneven", 80)])
+def test_uneven_rows_are_filled_up_with_rows_of_the_epochs_beginning(
+    one: dict[str, Any], two: list[dict[str, Any]], name: str, documents: int
+) -> None:
+    """P14: accelerate repeats the first rows; how many documents that makes, and that all else is as it should be."""
+    ranks = [rank[name] for rank in two]
+    full = len(together(ranks)) - 1
+    assert_same_training(one[name], ranks, steps=full)
+    count = counts(ranks)
+    assert sorted(count) == list(range(documents)), "nothing is dropped"
+    twice = {document for document, times in count.items() if times == 2}
+    assert twice
+    assert set(count.values()) == {1, 2}
+    assert twice <= set(together(ranks)[0]) & set(together(ranks)[-1])
+    assert counts([one[name]]) == dict.fromkeys(range(documents), 1), "one process ends with a smaller batch"
+
+
+def test_even_rows_are_needed_for_the_packed_rows_of_these_tests(two: list[dict[str, Any]]) -> None:
+    """What the runs `packed` and `packed, uneven` differ in."""
+    assert (two[0]["rows"], two[0]["even rows"]) == (27, 28)
+
+
+def test_a_run_resumed_from_a_checkpoint_ends_as_the_unbroken_one(
+    one: dict[str, Any], two: list[dict[str, Any]]
+) -> None:
+    """Bit for bit on every rank, in the middle of the second epoch, with dropout on and Adam's state to restore."""
+    for rank in [one, *two]:
+        unbroken, resumed = rank["unbroken"], rank["resumed"]
+        assert (resumed["steps"], len(resumed["losses"])) == (14, 5)
+        assert resumed["seen"] == unbroken["seen"][9:]
+        assert resumed["losses"] == unbroken["losses"][9:]
+        assert resumed["weights"] == unbroken["weights"]
+    assert two[0]["resumed"]["losses"] != two[1]["resumed"]["losses"], "the ranks draw their own dropout"
+
+
+def test_a_packed_stream_in_the_plain_trainer_needs_dispatch_batches_off(
+    one: dict[str, Any], two: list[dict[str, Any]]
+) -> None:
+    ranks = [rank["plain stream"] for rank in two]
+    assert_same_training(one["plain stream"], ranks)
+    assert set(counts(ranks).values()) == {1}
+    for rank in two:
+        assert "RuntimeError" in rank["plain stream, dispatched"]["error"]
+    assert "`dispatch_batches=False`" in two[0]["plain stream, dispatched"]["error"]
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
+    for rank in [one, *two]:
+        unbroken, resumed = rank["plain stream"], rank["plain stream, resumed"]
+        assert resumed["seen"] == unbroken["seen"][4:]
+        assert resumed["losses"] == unbroken["losses"][4:]
+        assert resumed["weights"] == unbroken["weights"]
+
+
+def test_a_stream_whose_column_is_pruned_stops_on_every_rank(two: list[dict[str, Any]]) -> None:
+    """P10: the plain trainer takes `seq_lengths` away from streams too, and no rank reads packed rows as documents."""
+    for rank in two:
+        assert "remove_unused_columns=False keeps the column" in rank["plain stream, pruned"]["error"]
