@@ -101,6 +101,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no sequence_len": (yaml(sequence_len="absent"), "sft_plugins.packing needs `sequence_len`"),
     "context parallelism": (yaml(context_parallel_size=2), "`context_parallel_size: 2` splits rows"),
     "sequence parallelism": (yaml(sequence_parallel_degree=2), "`sequence_parallel_degree: 2` splits rows"),
+    "context parallelism, nested": (yaml(context_parallel={"size": 2}), "`context_parallel.size: 2` splits rows"),
+    "labels balanced": (yaml(balance_labels=True), "`balance_labels` knows only Axolotl's own collators"),
     "multimodal": (yaml(processor_type="AutoProcessor"), "`processor_type` makes multimodal batches; only text"),
     "preferences": (yaml(rl="dpo"), "`rl` works on preference data: not together with sft_plugins"),
     "pretraining": (yaml(pretraining_dataset="x"), "`pretraining_dataset` has no prompts"),
@@ -177,6 +179,11 @@ def test_a_missing_key_means_the_defaults_where_the_plugin_is_listed() -> None:
     data = yaml()
     del data["sft_plugins"]
     assert SFTPluginsArgs(**data).sft_plugins == {}
+
+
+def test_the_plugin_is_known_by_either_spelling() -> None:
+    """Axolotl 0.21 also takes `module:Class`."""
+    assert SFTPluginsArgs(**yaml(plugins=["sft_plugins.integrations.axolotl:SFTPlugin"])).sft_plugins == {}
 
 
 def test_a_run_without_the_plugin_is_left_alone() -> None:
