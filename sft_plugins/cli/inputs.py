@@ -64,7 +64,8 @@ def mask_with_bar(source: Source, masker: PromptMasker, output: Output) -> Maske
         TextColumn("{task.completed:,} rows"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=output.progress, transient=True) as bar:
+    shown = output.progress.is_interactive
+    with Progress(*columns, console=output.progress, transient=True, disable=not shown) as bar:
         task: TaskID = bar.add_task("masking", total=None if dataset is None else len(dataset))
         return mask_rows(source, masker, advance=lambda rows: bar.advance(task, rows))
 

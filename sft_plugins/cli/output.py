@@ -11,8 +11,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import CRITICAL, ERROR
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ class Output:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # data may hold what the terminal's encoding lacks, or half a character
                 stream.reconfigure(errors="backslashreplace")
-        self.console = Console(quiet=quiet or as_json, highlight=False)
+        self.console = _Console(quiet=quiet or as_json, highlight=False)
         self.progress = Console(stderr=True, quiet=quiet, highlight=False)
 
     def emit(self, value: Mapping[str, Any]) -> None:
@@ -84,6 +85,13 @@ class Output:
         self.emit({"error": {"code": code, "message": message, "row": row, "remedy": remedy}})
 
 
+class _Console(Console):
+    """Leaves it to `guard` what happens when whoever reads our output has read enough."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON has it: dataclasses become objects, paths text, NumPy numbers numbers, and NaN and ∞ null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -111,19 +119,27 @@ def _libraries_hushed() -> Iterator[None]:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        "DATASETS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "critical",
+        "HF_HUB_VERBOSITY": "error",
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    undo = []
-    if (datasets := sys.modules.get("datasets")) is not None and datasets.is_progress_bar_enabled():
-        datasets.disable_progress_bars()
-        undo.append(datasets.enable_progress_bars)
+    undo: list[Callable[[], Any]] = []
+
+    def quiet(logging: Any, level: int) -> None:
+        was = logging.get_verbosity()
+        logging.set_verbosity(level)
+        undo.append(lambda: logging.set_verbosity(was))
+
+    if (datasets := sys.modules.get("datasets")) is not None:
+        quiet(datasets.logging, CRITICAL)
+        if datasets.is_progress_bar_enabled():
+            datasets.disable_progress_bars()
+            undo.append(datasets.enable_progress_bars)
     if (transformers := sys.modules.get("transformers")) is not None:
-        logging = transformers.utils.logging
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        undo.append(lambda: logging.set_verbosity(level))
+        quiet(transformers.utils.logging, ERROR)
+    if (hub := sys.modules.get("huggingface_hub")) is not None:
+        quiet(hub.utils.logging, ERROR)
     try:
         yield
     finally:

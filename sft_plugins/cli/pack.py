@@ -168,7 +168,7 @@ def show(
             Text.assemble((f"{code}: ", style), f"{found.count:,} rows left out (rows {rows}): {found.example}")
         )
     console.print()
-    console.print(Text("Tokens per document, before the limit", "bold"))
+    console.print(Text("Tokens per document" + (", once cut" if masking.cut_rows else ""), "bold"))
     console.print(histogram(lengths, console, limit=report.max_length), no_wrap=True, overflow="ignore", crop=False)
 
 

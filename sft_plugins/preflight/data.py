@@ -90,10 +90,6 @@ def open_data(path: str | Path, *, split: str | None = None, limit: int | None =
         raise AssetError(
             f"{path} cannot be read: {error.strerror}.", code="unreadable", remedy="check who may read it (ls -l)."
         ) from error
-    except NotADirectoryError as error:
-        raise AssetError(
-            f"{path}: a part of this path is a file, not a folder.", code="missing_file", remedy="check the path."
-        ) from error
     if limit is not None:
         source = _first_rows(source, limit)
     first = next(source.rows(), None)

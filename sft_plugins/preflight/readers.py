@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ MOST_CHARACTERS = 2**28
 """Of one row: beyond it, a file is taken for something else than rows."""
 _CHUNK = 2**16
 _LONGEST_LITERAL = 16  # of what a chunk's end may cut in two outside strings: `-Infinity`, a `\\ud83d\\ude00`
+_BLANK = re.compile(r"\s+")
 _WRITE_LINES = "write one complete JSON object per line, or one JSON array of objects."
 
 
@@ -31,7 +33,7 @@ def json_rows(path: Path) -> Iterator[Row]:
     with _text(path) as file:
         first = " "
         while first and first.isspace():
-            first = file.read(1)
+            first = _guarded(file.read, path, 1)
         file.seek(0)
         yield from _array_rows(file, path) if first == "[" else _line_rows(file, path)
 
@@ -46,7 +48,7 @@ def _line_rows(file: TextIO, path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())  # an error at the end is placed on this line, not the next
         except (json.JSONDecodeError, RecursionError) as error:
             column, reason = getattr(error, "colno", 1), getattr(error, "msg", "nested too deeply")
             raise AssetError(
@@ -58,88 +60,104 @@ def _line_rows(file: TextIO, path: Path) -> Iterator[Row]:
 
 
 def _array_rows(file: TextIO, path: Path) -> Iterator[Row]:
-    """The objects of `[{…}, {…}]`, decoded out of a window that slides over the file."""
-    decode = json.JSONDecoder().raw_decode
-    window, at, line, ended = "", 0, 1, False
+    """The objects of `[{…}, {…}]`, one at a time."""
+    window = _Window(file, path)
+    window.next_character()
+    window.advance(1)  # the opening bracket
+    character = window.next_character()
+    while character != "]":
+        line, text = window.line, window.text[window.at : window.at + 80]
+        yield _object(window.value(), path, line, text)
+        character = window.next_character()
+        if character == ",":
+            window.advance(1)
+            window.next_character()
+        elif character != "]":
+            raise window.broken("expecting ',' or ']'" if character else "the array is not closed")
+    window.advance(1)
+    if window.next_character():
+        raise window.broken("there is more after the closing bracket")
 
-    def more(least: int) -> bool:
-        """Read on until `least` characters lie beyond `at`, or the file ends."""
-        nonlocal window, at, ended
-        if at:
-            window, at = window[at:], 0
-        while not ended and len(window) < least:
-            chunk = _guarded(file.read, path, _CHUNK)
-            ended = not chunk
-            window += chunk
-        return len(window) >= least
 
-    def skip_space() -> str:
-        """The next character that is no white space; "" at the end."""
-        nonlocal at, line
+class _Window:
+    """The part of a JSON file in memory: it slides on as values are read, and knows line and column of its place."""
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self.file, self.path = file, path
+        self.text, self.at, self.ended = "", 0, False
+        self.line, self.column = 1, 1
+        self._decode = json.JSONDecoder().raw_decode
+
+    def advance(self, count: int) -> None:
+        """Move the place on by `count` characters."""
+        passed = self.text[self.at : self.at + count]
+        lines = passed.count("\n")
+        self.line += lines
+        self.column = len(passed) - passed.rfind("\n") if lines else self.column + count
+        self.at += count
+
+    def next_character(self) -> str:
+        """Move on over white space; the character there, or "" at the end of the file."""
         while True:
-            while at < len(window):
-                if not window[at].isspace():
-                    return window[at]
-                line += window[at] == "\n"
-                at += 1
-            if not more(1):
+            blank = _BLANK.match(self.text, self.at)
+            self.advance(0 if blank is None else blank.end() - self.at)
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self._read_on(1):
                 return ""
 
-    def broken(reason: str, offset: int = 0) -> AssetError:
-        before = window[at : at + offset]
-        column = offset - before.rfind("\n") if "\n" in before else offset + 1
+    def value(self) -> Any:
+        """The JSON value that begins here; moves on behind it."""
+        size = _CHUNK
+        while True:
+            self._read_on(size)
+            try:
+                value, end = self._decode(self.text, self.at)
+                if end < len(self.text) or self.ended:  # else a number may go on in the next chunk
+                    self.advance(end - self.at)
+                    return value
+            except RecursionError as error:
+                raise self.broken("nested too deeply") from error
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _LONGEST_LITERAL
+                if self.ended or not cut:
+                    self.advance(error.pos - self.at)
+                    raise self.broken(error.msg) from error
+            if size > MOST_CHARACTERS:
+                raise _too_long(self.path, self.line)
+            size *= 2
+
+    def broken(self, reason: str) -> AssetError:
+        got = f" Got: {self.text[self.at : self.at + 80]!r}" if self.at < len(self.text) else ""
         return AssetError(
-            f"{path}, line {line + before.count(chr(10))}, column {column} of its line or row is not valid JSON: {reason}. "
-            f"Got: {window[at + offset : at + offset + 80]!r}",
+            f"{self.path}, line {self.line}, column {self.column} is not valid JSON: {reason}.{got}",
             code="bad_jsonl",
             remedy=_WRITE_LINES,
         )
 
-    skip_space()
-    at += 1  # the opening bracket
-    if skip_space() == "]":
-        at += 1
-    else:
-        while True:
-            skip_space()
-            size = _CHUNK
-            while True:
-                more(size)
-                try:
-                    row, end = decode(window, at)
-                    if end < len(window) or ended:  # else a number may go on in the next chunk
-                        break
-                except RecursionError as error:
-                    raise broken("nested too deeply") from error
-                except json.JSONDecodeError as error:
-                    cut = error.msg.startswith("Unterminated string") or error.pos > len(window) - _LONGEST_LITERAL
-                    if ended or not cut:
-                        raise broken(error.msg, error.pos - at) from error
-                if size > MOST_CHARACTERS:
-                    raise _too_long(path, line)
-                size *= 2
-            yield _object(row, path, line, window[at:end])
-            line += window.count("\n", at, end)
-            at = end
-            following = skip_space()
-            if following not in (",", "]"):
-                raise broken("Expecting ',' or ']'" if following else "the array is not closed")
-            at += 1
-            if following == "]":
-                break
-    if skip_space():
-        raise broken("data after the closing bracket")
+    def _read_on(self, least: int) -> bool:
+        """Read until `least` characters lie ahead, or the file ends; whether anything lies ahead."""
+        if len(self.text) - self.at >= least:
+            return True
+        self.text, self.at = self.text[self.at :], 0
+        pieces, size = [self.text], len(self.text)
+        while not self.ended and size < least:
+            pieces.append(_guarded(self.file.read, self.path, _CHUNK))
+            size += len(pieces[-1])
+            self.ended = not pieces[-1]
+        self.text = "".join(pieces)
+        return bool(self.text)
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV file with a header; every value is a string.
+    """Rows of a CSV (or .tsv) file with a header; every value is a string.
 
     Raises:
         AssetError: `bad_data` with the line.
     """
     csv.field_size_limit(MOST_CHARACTERS)
     with _text(path, newline="") as file:
-        lines = csv.reader(file, strict=True)
+        lines = csv.reader(file, strict=True, delimiter="\t" if path.suffix == ".tsv" else ",")
         header: list[str] | None = None
         while True:
             try:
