@@ -1,0 +1,114 @@
+"""Configurations that cannot be used: each refused with a message that names the file, the key and what to do."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sft_plugins.integrations.preflight import Overrides, read_plan
+from sft_plugins.preflight.errors import AssetError
+
+TRL = {"model_name_or_path": "m", "dataset_name": "d.jsonl"}
+AXOLOTL = {"base_model": "m", "datasets": [{"path": "d.jsonl", "type": "chat_template"}]}
+PLUGIN = {"plugins": ["sft_plugins.integrations.axolotl.SFTPlugin"]}
+
+
+def read(tmp_path: Path, config: Any, **overrides: Any) -> Any:
+    path = tmp_path / "config.yaml"
+    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config), encoding="utf-8")
+    return read_plan(path, Overrides(**overrides))
+
+
+BAD = {
+    "broken YAML": ("base_model: m\ndatasets: [\n", "bad_config", "line 3"),
+    "a list": ("- 1\n- 2\n", "bad_config", "list"),
+    "empty": ("", "bad_config", "nothing"),
+    "neither host's": ({"learning_rate": 1.0}, "unknown_config", "learning_rate"),
+    "no model": ({"dataset_name": "d.jsonl", "max_length": 8}, "no_model", "model"),
+    "no data": ({"model_name_or_path": "m"}, "no_data", "data"),
+    "no data for Axolotl": ({"base_model": "m"}, "no_data", "data"),
+    "no path": ({**AXOLOTL, "datasets": [{"type": "chat_template"}]}, "no_data", "datasets[0]"),
+    "a negative length": ({**AXOLOTL, "sequence_len": -1}, "bad_config", "sequence_len: -1"),
+    "a length in words": ({**TRL, "max_length": "long"}, "bad_config", "max_length: long"),
+    "an unknown packing strategy": ({**TRL, "packing_strategy": "best"}, "bad_config", "bfd_split"),
+    "settings without the plug-in": ({**AXOLOTL, "sft_plugins": {}}, "unknown_key", "plugins"),
+    "a typo in our settings": ({**AXOLOTL, **PLUGIN, "sft_plugins": {"maskin": {}}}, "bad_config", "masking"),
+    "a missing template": ({**TRL, "chat_template_path": "no.jinja"}, "missing_file", "no.jinja"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_unusable_configurations_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    config, code, words = BAD[name]
+    with pytest.raises(AssetError) as error:
+        read(tmp_path, config)
+    assert error.value.code == code
+    assert words in error.value.message + str(error.value.remedy)
+    assert error.value.remedy
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="no such file") as error:
+        read_plan(tmp_path / "none.yaml")
+    assert error.value.code == "missing_file"
+
+
+@pytest.mark.parametrize(
+    ("config", "right"),
+    [
+        pytest.param(
+            {**TRL, "packin": True}, "packing", marks=pytest.mark.skipif(not find_spec("trl"), reason="needs TRL")
+        ),
+        pytest.param(
+            {**AXOLOTL, "sample_packin": True},
+            "sample_packing",
+            marks=pytest.mark.skipif(
+                not find_spec("axolotl"), reason="Axolotl's keys are known where Axolotl is installed"
+            ),
+        ),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_right_one(config: dict[str, Any], right: str, tmp_path: Path) -> None:
+    with pytest.raises(AssetError) as error:
+        read(tmp_path, config)
+    assert error.value.code == "unknown_key"
+    assert f"`{right}`" in str(error.value.remedy)
+
+
+@pytest.mark.skipif(not find_spec("trl"), reason="needs TRL")
+def test_an_sft_config_as_json_is_read_with_model_and_data_given(tmp_path: Path) -> None:
+    """Every key of `SFTConfig` is known, and its values are those that the plan has."""
+    from trl import SFTConfig
+
+    config = SFTConfig(str(tmp_path), packing=True, max_length=512, per_device_train_batch_size=3, use_cpu=True)
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json_string(), encoding="utf-8")
+    plan = read_plan(path, Overrides(model="m", data="d.jsonl", devices=2))
+    assert (plan.host, plan.model, plan.entries[0].path) == ("TRL", "m", "d.jsonl")
+    assert (plan.packer, plan.max_length, plan.batch_size, plan.devices) == ("host", 512, 3, 2)
+    assert (plan.accumulation, plan.epochs) == (config.gradient_accumulation_steps, config.num_train_epochs)
+    assert json.loads(path.read_text())["packing"] is True
+
+
+def test_the_plug_ins_settings_decide_who_packs(tmp_path: Path) -> None:
+    def packer(**keys: Any) -> tuple[Any, bool]:
+        plan = read(tmp_path, {**AXOLOTL, "sequence_len": 64, **keys})
+        return plan.packer, plan.isolated
+
+    assert packer() == (None, False)
+    assert packer(sample_packing=True) == ("host", False)
+    assert packer(**PLUGIN) == ("sft_plugins", True)
+    assert packer(**PLUGIN, sample_packing=True) == ("host", True)
+    assert packer(**PLUGIN, sft_plugins={"packing": False}) == (None, False)
+
+
+def test_contradictions_of_the_plug_in_are_findings(tmp_path: Path) -> None:
+    plan = read(tmp_path, {**AXOLOTL, **PLUGIN, "sequence_len": 64, "context_parallel_size": 2})
+    found = [finding for finding in plan.findings if finding.code == "contradiction"]
+    assert [finding.failure for finding in found] == ["P15"]
+    assert found[0].remedy
