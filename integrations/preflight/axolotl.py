@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sft_plugins.errors import MaskingError
@@ -109,11 +111,33 @@ def _entry(
         exact=exact,
         trains="everything" if everything and not exact else "answers",
         rename=_rename(entry, strict=exact and is_ours(entry)),
-        chat_template=entry.get("chat_template_jinja") or data.get("chat_template_jinja"),
+        chat_template=_template(entry, data),
         masking={} if masking is None else masking.model_dump(exclude={"audit", "errors"}),
         drops=masking is not None and masking.errors == "drop",
         text_field=(entry.get("field") or "text") if kind == "completion" else None,
     )
+
+
+def _template(entry: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """The template that Axolotl would take, None for the tokenizer's own and for one that only Axolotl knows."""
+    choice = entry.get("chat_template") or data.get("chat_template")
+    text = entry.get("chat_template_jinja") or data.get("chat_template_jinja")
+    if text:
+        return Path(text).read_text(encoding="utf-8") if _is_file(text) else str(text)
+    if choice is None or str(choice).startswith("tokenizer_default"):
+        return None
+    try:
+        from axolotl.utils.chat_templates import get_chat_template
+    except ImportError:
+        return None  # and `_entry_findings` says so
+    try:
+        return str(get_chat_template(choice))
+    except ValueError as error:
+        raise AssetError(f"`chat_template: {choice}`: {error}", code="bad_config", remedy="Correct it.") from error
+
+
+def _is_file(text: str) -> bool:
+    return len(text) < 4096 and "{" not in text and Path(text).is_file()
 
 
 def _rename(entry: Mapping[str, Any], *, strict: bool) -> Any:
@@ -161,6 +185,15 @@ def _entry_findings(entry: Mapping[str, Any], where: str, data: Mapping[str, Any
                 "Write `assistant`, or map the role under `roles:`.",
                 "M12",
             )
+    named = entry.get("chat_template") or data.get("chat_template") or "tokenizer_default"
+    if not str(named).startswith(("tokenizer_default", "jinja")) and not find_spec("axolotl"):
+        yield of_config(
+            "warning",
+            "template_not_checked",
+            f"{where}: chat_template: {named}",
+            "this template comes with Axolotl, which is not installed here: the tokenizer's own was checked in its place.",
+            "Run preflight where Axolotl is installed, or set `chat_template: tokenizer_default`.",
+        )
     if not is_ours(entry) and entry.get("train_on_eos") in ("none", "last"):
         yield of_config(
             "error" if entry["train_on_eos"] == "none" else "warning",

@@ -112,3 +112,21 @@ def test_contradictions_of_the_plug_in_are_findings(tmp_path: Path) -> None:
     found = [finding for finding in plan.findings if finding.code == "contradiction"]
     assert [finding.failure for finding in found] == ["P15"]
     assert found[0].remedy
+
+
+def test_a_named_template_is_axolotls_or_said_not_to_be_checked(tmp_path: Path) -> None:
+    plan = read(tmp_path, {**AXOLOTL, "chat_template": "chatml"})
+    if find_spec("axolotl"):
+        assert "<|im_start|>" in str(plan.entries[0].chat_template)
+        assert plan.findings == ()
+    else:
+        assert plan.entries[0].chat_template is None
+        assert [(f.level, f.code) for f in plan.findings] == [("warning", "template_not_checked")]
+
+
+def test_a_template_in_the_yaml_or_a_file_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages }}", encoding="utf-8")
+    for given in ("{{ messages }}", str(file)):
+        plan = read(tmp_path, {**AXOLOTL, "chat_template": "jinja", "chat_template_jinja": given})
+        assert plan.entries[0].chat_template == "{{ messages }}"
