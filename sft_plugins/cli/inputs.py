@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -49,7 +49,8 @@ SPECIAL_TOKENS = Annotated[
 @contextmanager
 def step(output: Output, words: str) -> Iterator[None]:
     """`words` beside a spinner while something takes its time; nothing where stderr is no terminal."""
-    with output.progress.status(words):
+    with _progress(output, SpinnerColumn(), TextColumn(words)) as spinner:
+        spinner.add_task(words, total=None)
         yield
 
 
@@ -58,16 +59,19 @@ def mask_with_bar(source: Source, masker: PromptMasker, output: Output) -> Maske
     from sft_plugins.preflight.data import mask_rows
 
     dataset = source.dataset()
-    columns = (
-        TextColumn("masking"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed:,} rows"),
-        TimeElapsedColumn(),
-    )
-    shown = output.progress.is_interactive
-    with Progress(*columns, console=output.progress, transient=True, disable=not shown) as bar:
+    rows = TextColumn("{task.completed:,} rows")
+    with _progress(output, TextColumn("masking"), BarColumn(bar_width=None), rows, TimeElapsedColumn()) as bar:
         task: TaskID = bar.add_task("masking", total=None if dataset is None else len(dataset))
         return mask_rows(source, masker, advance=lambda rows: bar.advance(task, rows))
+
+
+def _progress(output: Output, *columns: ProgressColumn) -> Progress:
+    console = output.progress
+    # Libraries loaded meanwhile may keep sys.stdout for good, so it is not replaced.
+    return Progress(
+        *columns, console=console, transient=True, disable=not console.is_interactive, redirect_stdout=False,
+        redirect_stderr=False,
+    )  # fmt: skip
 
 
 def source_facts(source: Source) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.rule import Rule
 from rich.text import Text
 
 from sft_plugins.cli.inputs import (
@@ -135,8 +134,6 @@ def show(shown: list[ShownRow], console: Console, *, most: int | None) -> None:
     colour = has_colour(console)
     present = {kind for part in shown for kind in part.kinds}
     console.print(legend(colour=colour, kinds=[kind for kind in NAMES if kind in present]))
-    # A pipe gets lines as the data has them; a terminal's are folded at its width.
-    folded = console.is_terminal
     for part in shown:
         console.print()
         console.print(Text(heading(part), "bold"))
@@ -148,7 +145,7 @@ def show(shown: list[ShownRow], console: Console, *, most: int | None) -> None:
         for number, (start, end) in enumerate(part.turns):
             if start in documents:
                 i = documents[start]
-                console.print(Rule(f"document {i + 1} of {len(part.documents)}", align="left", characters="─"))
+                console.print(Text(f"── document {i + 1} of {len(part.documents)} ──", "bold"))
             if most is not None and start >= most:
                 break
             stop = end if most is None else min(end, most)
@@ -157,7 +154,7 @@ def show(shown: list[ShownRow], console: Console, *, most: int | None) -> None:
             text = marked_tokens(part.texts[start:stop], part.kinds[start:stop], colour=colour)
             if text.plain.endswith("\n"):
                 text.right_crop()
-            console.print(text, soft_wrap=not folded)
+            console.print(text)
         if most is not None and len(part.ids) > most:
             console.print(f"… and {len(part.ids) - most:,} more tokens: --row {part.row} shows all")
 

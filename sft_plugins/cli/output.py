@@ -48,7 +48,7 @@ class Output:
             if hasattr(stream, "reconfigure"):  # data may hold what the terminal's encoding lacks, or half a character
                 stream.reconfigure(errors="backslashreplace")
         self.console = _Console(quiet=quiet or as_json, highlight=False)
-        self.progress = Console(stderr=True, quiet=quiet, highlight=False)
+        self.progress = _Console(stderr=True, quiet=quiet, highlight=False)
 
     def emit(self, value: Mapping[str, Any]) -> None:
         """Under --json write `value` as the one document on stdout; otherwise nothing."""
@@ -78,7 +78,7 @@ class Output:
 
     def _fail(self, code: str, message: str, *, row: int | None = None, remedy: str | None = None) -> None:
         where = "" if row is None else f" (row {row})"
-        stderr = Console(stderr=True, highlight=False)
+        stderr = _Console(stderr=True, highlight=False)
         stderr.print(Text.assemble((f"error [{code}]{where}: ", "bold red"), message))
         if remedy:
             stderr.print(Text.assemble(("what to do: ", "bold"), remedy))
@@ -86,7 +86,12 @@ class Output:
 
 
 class _Console(Console):
-    """Leaves it to `guard` what happens when whoever reads our output has read enough."""
+    """A console for pipes too: lines of text are not folded there, and `guard` decides what becomes of a closed one."""
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        if soft_wrap is None and not self.is_terminal and all(isinstance(item, str | Text) for item in objects):
+            soft_wrap = True
+        super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from sft_plugins.cli.histogram import bins, histogram
 from sft_plugins.cli.inputs import (
     DATA,
     LIMIT,
@@ -68,6 +67,7 @@ def pack(
     """See what packing saves and what it changes for training; with --output, save the packed rows."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
+        from sft_plugins.cli.histogram import bins
         from sft_plugins.preflight.data import check_form, open_data
 
         if output is not None:
@@ -149,6 +149,7 @@ def show(
     source: Text, report: PackReport, masking: MaskReport, lengths: Any, steps: tuple[int, int, int], out: Output
 ) -> None:
     """The report for people: facts, then the histogram, then what was lost."""
+    from sft_plugins.cli.histogram import histogram
     from sft_plugins.packing.report import LOSSES
 
     console = out.console

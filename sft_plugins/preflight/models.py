@@ -58,10 +58,11 @@ def load_config(source: str | None) -> PretrainedConfig:
 def load_model(source: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, on the CPU in float32; arguments and errors as for `load_tokenizer`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    where = locate(source)
-    model: PreTrainedModel = _load(AutoModelForCausalLM, where, "a causal language model", dtype=torch.float32)
+    where, what = locate(source), "a causal language model"
+    _load(AutoConfig, where, what)  # the loader of weights asks an unreachable hub again and again, this one does not
+    model: PreTrainedModel = _load(AutoModelForCausalLM, where, what, dtype=torch.float32)
     return model, load_tokenizer(where)
 
 

@@ -270,10 +270,10 @@ def test_a_file_that_is_one_endless_line_is_refused_not_swallowed(
 
 
 def test_masking_a_file_takes_the_memory_of_a_batch_not_of_the_file(tmp_path: Path) -> None:
-    """Of Python's memory and Arrow's: eight times the rows take less than twice as much."""
+    """Of Python's memory and Arrow's: four times the rows take less than half as much again."""
     masker = PromptMasker(chat_tokenizer(), errors="drop")
     peaks = []
-    for count in (512, 4096):
+    for count in (512, 2048):
         source = open_data(write_jsonl(tmp_path / f"{count}.jsonl", conversations(count)))
         before = pa.total_allocated_bytes()
         tracemalloc.start()
@@ -284,7 +284,7 @@ def test_masking_a_file_takes_the_memory_of_a_batch_not_of_the_file(tmp_path: Pa
             tracemalloc.stop()
         assert len(masked) == report.rows_out == count
         assert masked.cache_files  # on disk, not in memory
-    assert peaks[1] < 2 * peaks[0]
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 # --- masking ----------------------------------------------------------------------------------------------------------
