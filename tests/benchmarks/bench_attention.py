@@ -2,21 +2,20 @@
 
 Documents have one mean length, whatever the row, so packed cost must grow like T (that is Σ l²), a dense mask's like T².
 
-    python tests/benchmarks/bench_attention.py --tokens 1024 2048 4096 8192 16384 --json attention.json
+    python tests/benchmarks/bench_attention.py --tokens 1024 2048 4096 8192 16384
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from harness import Measured, script
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,16 +34,21 @@ def documents_of(tokens: int, mean: int, seed: int) -> list[torch.Tensor]:
     return [torch.from_numpy(rng.integers(0, 1000, (1, length))) for length in lengths]
 
 
-def dense_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
-    """The row with a block-diagonal mask [1, 1, T, T], True where a token sees."""
-    boundaries = Boundaries(np.array([d.shape[1] for d in documents]))
+def block_diagonal(boundaries: Boundaries) -> torch.Tensor:
+    """The mask [1, 1, T, T], True where a token sees: itself and what comes before it in its document."""
     document = boundaries.seq_idx("cpu")[0]
     mask = torch.ones(len(document), len(document), dtype=torch.bool).tril_()
     mask &= document[:, None] == document
+    return mask[None, None]
+
+
+def dense_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
+    """The row with its mask."""
+    boundaries = Boundaries(np.array([d.shape[1] for d in documents]))
     return {
         "input_ids": torch.cat(documents, 1),
         "position_ids": boundaries.position_ids("cpu"),
-        "attention_mask": mask[None, None],
+        "attention_mask": block_diagonal(boundaries),
     }
 
 
@@ -65,17 +69,14 @@ def seconds(step: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--mean", type=int, default=256, help="median document length")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--dense-up-to", type=int, default=8192, help="rows beyond this take too long with a dense mask"
-    )
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--dense-up-to", type=int, default=8192, help="rows beyond take too long with a dense mask")
 
+
+def measure(options: argparse.Namespace) -> Measured:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, vocab_size=1000
@@ -89,34 +90,24 @@ def main() -> None:
 
         return run
 
-    records = []
-    print(
-        f"{'tokens':>7} {'docs':>5} {'Σ l² / T²':>9} {'packed s':>9} {'padded s':>9} {'dense s':>9} {'packed µs/token':>16}"
-    )
+    measured = Measured()
     for tokens in options.tokens:
         documents = documents_of(tokens, options.mean, seed=0)
         lengths = np.array([d.shape[1] for d in documents])
         record = {
             "tokens": tokens,
             "documents": len(documents),
-            "sum_of_squares": int((lengths**2).sum()),
-            "packed": seconds(step(model, packed_batch(documents, Boundaries(lengths))), options.repeats),
-            "padded": seconds(step(plain, {**padded_batch(documents), "use_cache": False}), options.repeats),
-            "dense": None,
+            "squares_share": float((lengths**2).sum()) / tokens**2,
+            "packed_s": seconds(step(model, packed_batch(documents, Boundaries(lengths))), options.repeats),
+            "padded_s": seconds(step(plain, {**padded_batch(documents), "use_cache": False}), options.repeats),
         }
         if tokens <= options.dense_up_to:
-            record["dense"] = seconds(step(plain, {**dense_batch(documents), "use_cache": False}), options.repeats)
-        records.append(record)
-        dense = "-" if record["dense"] is None else f"{record['dense']:.3f}"
-        share = record["sum_of_squares"] / tokens**2
-        print(
-            f"{tokens:7d} {len(documents):5d} {share:9.3f} {record['packed']:9.3f} {record['padded']:9.3f} {dense:>9} "
-            f"{record['packed'] / tokens * 1e6:16.1f}",
-            flush=True,
-        )
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=2))
+            record["dense_s"] = seconds(step(plain, {**dense_batch(documents), "use_cache": False}), options.repeats)
+        else:
+            measured.skipped[f"a dense mask of {tokens:,} tokens"] = "--dense-up-to"
+        measured.records.append(record)
+    return measured
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__, add_arguments, measure)

@@ -56,20 +56,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from harness import Measured, plain_table, script
 
 from sft_plugins.collapse.detector import detect_each
 from sft_plugins.collapse.verdict import LEVELS, Verdict
 from testkit.collapse_runs import simulated_run
 
-HEAD = (
-    f"{'true retained':>14} {'prompts':>8} {'K':>3} {'runs':>5} | {'at 2nd probe: info+':>19} {'warn+':>6} {'crit':>5}"
+SETTINGS = (  # truly retained, prompts, samples per prompt
+    *((retained, 16, 8) for retained in (1.0, 0.7, 0.62, 0.5, 0.38, 0.2, 0.05)),
+    *((retained, 32, 8) for retained in (1.0, 0.93, 0.84, 0.5, 0.2)),
+    *((retained, 8, 8) for retained in (1.0, 0.7)),
+    *((retained, 16, 4) for retained in (1.0, 0.7)),
 )
-HEAD += f" | {'ever: info+':>11} {'warn+':>6} {'crit':>5} | {'homogeneity':>11}"
+RATES = ("second_info", "second_warn", "second_critical", "ever_info", "ever_warn", "ever_critical", "homogeneity")
 
 
 def at_least(verdict: Verdict, level: str) -> bool:
@@ -87,43 +88,22 @@ def rates(retained: float, *, runs: int, prompts: int, k: int, probes: int = 8) 
     return [*second, *ever, sum(any("homogeneity" in v.codes for v in run) for run in heard) / runs]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=200)
-    runs = parser.parse_args().runs
-    print(HEAD)
-    started = time.time()
-    found = {}
-    for retained, prompts, k in (
-        (1.0, 16, 8),
-        (0.7, 16, 8),
-        (0.62, 16, 8),
-        (0.5, 16, 8),
-        (0.38, 16, 8),
-        (0.2, 16, 8),
-        (0.05, 16, 8),
-        (1.0, 32, 8),
-        (0.93, 32, 8),
-        (0.84, 32, 8),
-        (0.5, 32, 8),
-        (0.2, 32, 8),
-        (1.0, 8, 8),
-        (0.7, 8, 8),
-        (1.0, 16, 4),
-        (0.7, 16, 4),
-    ):
-        row = found[retained, prompts, k] = rates(retained, runs=runs, prompts=prompts, k=k)
-        print(
-            f"{retained:>14.0%} {prompts:>8} {k:>3} {runs:>5} | {row[0]:>19.1%} {row[1]:>6.1%} {row[2]:>5.1%}"
-            f" | {row[3]:>11.1%} {row[4]:>6.1%} {row[5]:>5.1%} | {row[6]:>11.1%}",
-            flush=True,
-        )
-    false_alarm, power = found[1.0, 16, 8][3], found[0.7, 16, 8][0]
-    print(f"\n16 prompts × 8 samples: false alarms {false_alarm:.1%} of runs (target ≤ 5 %), power at a fall of 30 %")
-    print(f"{power:.1%} at the second probe (target ≥ 80 %), {runs} runs each, {time.time() - started:.0f} s")
-    if false_alarm > 0.05 or power < 0.8:
-        sys.exit("target missed")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    """Shares of runs per setting; ends the process where a target is missed."""
+    measured = Measured()
+    for retained, prompts, k in SETTINGS:
+        found = dict(zip(RATES, rates(retained, runs=options.runs, prompts=prompts, k=k), strict=True))
+        measured.records.append({"retained": retained, "prompts": prompts, "samples": k, "runs": options.runs, **found})
+    healthy, fallen = measured.records[:2]
+    if healthy["ever_info"] > 0.05 or fallen["second_info"] < 0.8:
+        print(plain_table(measured.records))
+        sys.exit("target missed: false alarms in at most 5 % of runs, power of 80 % at a fall of 30 %")
+    return measured
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__, add_arguments, measure)

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,27 +28,16 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import datasets
 import transformers
-import trl
 from datasets import Dataset
+from harness import Measured, script
+from material import load_tokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTConfig, SFTTrainer
 
 from sft_plugins.cli.assets import chitchat_rows
-from sft_plugins.cli.smollm2 import build_tokenizer as from_gguf
-from sft_plugins.cli.smollm2 import gguf_file
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, mask_dataset
-from testkit.tokenizers import build_tokenizer
-
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def conversations(rows: int, messages: int, *, whole: bool) -> list[dict[str, Any]]:
@@ -64,16 +51,6 @@ def conversations(rows: int, messages: int, *, whole: bool) -> list[dict[str, An
         if len(made) == rows:
             return made
     raise SystemExit(f"only {len(made)} conversations of {messages} messages; ask for fewer --rows")
-
-
-def load_tokenizer() -> tuple[Any, str]:
-    try:
-        tokenizer, name = from_gguf(gguf_file()), "SmolLM2"
-    except Exception as error:  # any of the optional packages missing
-        print(f"SmolLM2's tokenizer is not available ({error}); using a small trained one", file=sys.stderr)
-        tokenizer, name = build_tokenizer("bytelevel", eos="<|im_end|>"), "trained"
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer, name
 
 
 class PeakMemory:
@@ -146,7 +123,7 @@ def preparation(rows: list[dict[str, Any]], tokenizer: Any, rounds: int) -> dict
         lambda: mask_dataset(dataset, PromptMasker(tokenizer)), lambda: trl_preparation(dataset, tokenizer), rounds
     )
     messages = sum(len(row["messages"]) for row in rows) / len(rows)
-    shape = {"rows": len(rows), "messages": round(messages, 1), "tokens": tokens, "rows_made": len(made.dataset)}
+    shape = {"messages_mean": round(messages, 1), "tokens": tokens, "rows_made": len(made.dataset)}
     return {**shape, **dict(zip(("supervised_ours", "supervised_trl"), supervised, strict=True)), **result}
 
 
@@ -165,35 +142,27 @@ def collation(rows: list[dict[str, Any]], tokenizer: Any, rounds: int, batch_siz
     return {"batches": len(batches) * repeats, "batch_size": batch_size, **result}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=500, help="conversations per data set")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, nargs="+", default=[500], help="conversations per data set")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    arguments = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> Measured:
     datasets.disable_caching()
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     tokenizer, name = load_tokenizer()
-    results: dict[str, Any] = {"tokenizer": name, "trl": trl.__version__, "transformers": transformers.__version__}
-    short = conversations(arguments.rows, 8, whole=False)
-    long = conversations(arguments.rows, 34, whole=True)
-    print(f"TRL {trl.__version__}, transformers {transformers.__version__}, tokenizer {name}, {arguments.rows} rows")
-    header = f"{'':38}{'ours':>9}{'TRL':>9}{'TRL/ours':>10}{'ours MiB':>10}{'TRL MiB':>9}"
-    print(header)
-    for title, run in [
-        ("preparation, up to 8 messages", lambda: preparation(short, tokenizer, arguments.rounds)),
-        ("preparation, 34 messages", lambda: preparation(long, tokenizer, arguments.rounds)),
-        ("collation, up to 8 messages", lambda: collation(short, tokenizer, arguments.rounds)),
-        ("collation, 34 messages", lambda: collation(long, tokenizer, arguments.rounds)),
-    ]:
-        r = results[title] = run()
-        print(
-            f"{title:38}{r['ours_s']:>8.3f}s{r['trl_s']:>8.3f}s{r['ratio']:>9.2f}×{r['ours_mib']:>10.1f}{r['trl_mib']:>9.1f}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    measured = Measured()
+    if name != "SmolLM2":
+        measured.skipped["SmolLM2's tokenizer"] = "not installed: a small trained one stands in for it"
+    for rows in options.rows:
+        short, long = conversations(rows, 8, whole=False), conversations(rows, 34, whole=True)
+        for messages, made in (("up to 8", short), ("34", long)):
+            for what, run in (("preparation", preparation), ("collation", collation)):
+                record = {"what": what, "messages": messages, "rows": rows, "tokenizer": name}
+                measured.records.append(record | run(made, tokenizer, options.rounds))
+    return measured
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__, add_arguments, measure)

@@ -11,7 +11,6 @@ its figure with all rows in one batch stands beside it. `pack_dataset` also chec
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,11 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, disable_caching, disable_progress_bars, load_from_disk
-from rich.console import Console
-from rich.table import Table
+from harness import Measured, script
 
 from sft_plugins.packing.dataset import pack_dataset
-from sft_plugins.packing.stream import pack_stream
 
 CAPACITY = 4096
 
@@ -51,21 +48,17 @@ def timed(run: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
     return wall, cpu, result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=20_000, help="documents")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", help="write the figures here too")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> Measured:
     from trl.data_utils import pack_dataset as trl_pack_dataset
 
     disable_progress_bars()
     disable_caching()
-    console = Console()
-    table = Table(title=f"{options.n:,} documents to rows of {CAPACITY:,}")
-    for heading in ("tokens", "source", "packer", "seconds", "× TRL", "CPU", "× TRL", "rows", "above bound"):
-        table.add_column(heading, justify="left" if heading in ("tokens", "source", "packer") else "right")
-    figures: list[dict[str, Any]] = []
+    measured = Measured()
 
     def compare(kind: str, source: str, dataset: Dataset, file: str) -> None:
         tokens = sum(len(chunk.flatten()) for chunk in dataset.data.column("input_ids").chunks)
@@ -80,12 +73,9 @@ def main() -> None:
         for name, run in runs.items():
             seconds, cpu, packed = timed(run, options.repeats)
             first = first or (seconds, cpu)
-            faster, faster_cpu = first[0] / seconds, first[1] / cpu
-            above = (len(packed) - bound) / bound
-            row = {"tokens": kind, "source": source, "packer": name, "seconds": seconds, "rows": len(packed)}
-            figures.append(row | {"cpu": cpu, "faster": faster, "faster_cpu": faster_cpu, "above_bound": above})
-            speed = (f"{seconds:.3f}", f"{faster:.1f}", f"{cpu:.3f}", f"{faster_cpu:.1f}")
-            table.add_row(kind, source, name, *speed, f"{len(packed):,}", f"{above:.3%}")
+            faster = {"faster": first[0] / seconds, "faster_cpu": first[1] / cpu}
+            row = {"tokens": kind, "source": source, "packer": name, "seconds": seconds, "cpu_s": cpu, **faster}
+            measured.records.append(row | {"rows": len(packed), "above_bound": len(packed) / bound - 1})
 
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("int32", "int64"):
@@ -95,19 +85,8 @@ def main() -> None:
             compare(kind, "memory", dataset, str(Path(folder) / "packed.arrow"))
             dataset.save_to_disk(Path(folder) / kind)
             compare(kind, "files", load_from_disk(Path(folder) / kind), str(Path(folder) / "packed.arrow"))
-
-    stream = pack_stream(documents(options.n, "int32").with_format("numpy"), CAPACITY)
-    start = time.perf_counter()
-    rows = sum(1 for _ in stream)
-    seconds, report = time.perf_counter() - start, stream.report
-    above = report.rows_above_bound / report.lower_bound
-    figures.append({"packer": "pack_stream", "seconds": seconds, "rows": rows, "above_bound": above})
-    table.add_row("int32", "rows", "pack_stream", f"{seconds:.3f}", "", "", "", f"{rows:,}", f"{above:.3%}")
-    console.print(table)
-    if options.json:
-        with open(options.json, "w") as out:
-            json.dump({"n": options.n, "rows": figures}, out, indent=2)
+    return measured
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__, add_arguments, measure)

@@ -1,6 +1,6 @@
-"""Planner beside a stable sort, TRL's best-fit decreasing, and seqpacker/lightbinpack where they install.
+"""Planner beside a stable sort, TRL's best-fit decreasing, and Axolotl's packer, lightbinpack, seqpacker where installed.
 
-    python tests/benchmarks/bench_planning.py [--n 1000000] [--repeats 3] [--json FILE]
+    python tests/benchmarks/bench_planning.py [--n 100000 1000000] [--repeats 3] [--json FILE]
 
 Lengths are lognormal(6, .9) clipped to [8, 4096], capacity 4096, from `numpy.random.default_rng(--seed)`. Times are the
 best of `--repeats`, after one call that compiles; TRL's is taken once, since it takes seconds.
@@ -9,14 +9,12 @@ best of `--repeats`, after one call that compiles; TRL's is taken once, since it
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from harness import Measured, script
 
 from sft_plugins.packing.plan import plan_packs
 
@@ -75,54 +73,59 @@ def lightbinpack_bins(lengths: list[int]) -> int:
     return len(lightbinpack.obfd(lengths, CAPACITY))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=1_000_000, help="documents")
+def axolotl_bins(lengths: list[int]) -> int:
+    """Axolotl's parallel first-fit decreasing, as `MultipackBatchSampler` calls it: groups of 100,000, in one process."""
+    from axolotl.utils.samplers.multipack import pack_parallel
+
+    sizes = np.asarray(lengths, np.int32)
+    return len(pack_parallel(sizes, CAPACITY, group_size=100_000, bin_size=200, num_processes=1))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n", type=int, nargs="+", default=[100_000, 1_000_000], help="documents")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", help="write the figures here too")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--axolotl-up-to", type=int, default=100_000, help="more documents take Axolotl's packer minutes"
+    )
 
-    lengths = lognormal(options.n, options.seed)
+
+def measure(options: argparse.Namespace) -> Measured:
+    measured = Measured()
+    plan_packs([1, 2, 3], CAPACITY, seed=0)  # compiles, or loads what an earlier run compiled
+    for n in options.n:
+        beside_each_other(n, options, measured)
+    return measured
+
+
+def beside_each_other(n: int, options: argparse.Namespace, measured: Measured) -> None:
+    lengths = lognormal(n, options.seed)
     as_list = lengths.tolist()
     bound = -(-int(lengths.sum()) // CAPACITY)
-    plan_packs(lengths[:10], CAPACITY, seed=0)  # compiles, or loads what an earlier run compiled
 
-    rows: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-
-    def measure(name: str, run: Callable[[], Any], repeats: int, bins: Callable[[Any], int | None]) -> None:
+    def take(name: str, run: Callable[[], int | None], repeats: int = options.repeats) -> None:
         try:
-            seconds, result = timed(run, repeats)
+            seconds, bins = timed(run, repeats)
         except ImportError as error:
-            skipped[name] = f"not installed: {error}"
+            measured.skipped[name] = f"not installed: {error}"
             return
-        rows.append({"name": name, "seconds": seconds, "bins": bins(result)})
+        above = None if bins is None else bins / bound - 1
+        measured.records.append({"n": n, "planner": name, "seconds": seconds, "rows": bins, "above_bound": above})
 
-    measure("np.argsort(kind='stable')", lambda: np.argsort(lengths, kind="stable"), options.repeats, lambda _: None)
-    measure("plan_packs", lambda: plan_packs(lengths, CAPACITY), options.repeats, len)
-    measure("plan_packs(seed=0)", lambda: plan_packs(lengths, CAPACITY, seed=0), options.repeats, len)
-    measure("TRL best-fit decreasing", lambda: trl_bins(as_list), 1, int)
-    measure("lightbinpack obfd", lambda: lightbinpack_bins(as_list), options.repeats, int)
-    measure("seqpacker bfd", lambda: seqpacker_bins(as_list), options.repeats, int)
+    def sort() -> None:
+        np.argsort(lengths, kind="stable")
 
-    sort = rows[0]["seconds"]
-    table = Table(title=f"{options.n:,} lengths, capacity {CAPACITY:,}, volume bound {bound:,} (seed {options.seed})")
-    for heading in ("planner", "seconds", "× sort", "bins"):
-        table.add_column(heading, justify="left" if heading == "planner" else "right")
-    for row in rows:
-        row["sorts"] = row["seconds"] / sort
-        bins = "" if row["bins"] is None else f"{row['bins']:,}"
-        table.add_row(row["name"], f"{row['seconds']:.4f}", f"{row['sorts']:.2f}", bins)
-    console = Console()
-    console.print(table)
-    for name, reason in skipped.items():
-        console.print(f"skipped {name}: {reason}")
-    if options.json:
-        figures = {"n": options.n, "seed": options.seed, "bound": bound, "rows": rows, "skipped": skipped}
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=2)
+    take("stable sort", sort)
+    take("plan_packs", lambda: len(plan_packs(lengths, CAPACITY)))
+    take("plan_packs, seeded", lambda: len(plan_packs(lengths, CAPACITY, seed=0)))
+    take("TRL bfd", lambda: trl_bins(as_list), 1)
+    take("lightbinpack obfd", lambda: lightbinpack_bins(as_list))
+    take("seqpacker bfd", lambda: seqpacker_bins(as_list))
+    if n <= options.axolotl_up_to:
+        take("Axolotl multipack", lambda: axolotl_bins(as_list), 2)  # the first call compiles
+    else:
+        measured.skipped[f"Axolotl multipack of {n:,}"] = "--axolotl-up-to"
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__, add_arguments, measure)

@@ -1,22 +1,21 @@
 """Forward and backward of a packed row of T tokens by `unpack`, beside padded batches and one document at a time.
 
-    python tests/benchmarks/bench_unpack.py [architecture ...]
+    python tests/benchmarks/bench_unpack.py --architectures llama mamba jamba
 
 CPU, one thread. Documents are lognormal, as in the planner's benchmark, cut to a quarter of the row.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from harness import Measured, script
 
 from sft_plugins.packing.unpack import _buckets, install_unpack
 from testkit.isolation_oracle import make_documents, packed_batch
@@ -26,17 +25,17 @@ TOKENS = (256, 512, 1024)
 REPEATS = 3
 
 
-def main(names: list[str]) -> None:
-    """Print a table of median seconds."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--architectures", nargs="+", default=["llama", "mamba", "jamba"])
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    """Median seconds."""
     torch.set_num_threads(1)
-    columns = f"{'tokens':>6} {'docs':>5} {'slots':>6} {'padded':>6} {'calls':>5}"
-    print(f"{'architecture':12} {columns} {'unpack':>8} {'padded':>8} {'alone':>8}")
-    for name in names:
-        for tokens in TOKENS:
-            print(_line(name, tokens))
+    return Measured([_record(name, tokens) for name in options.architectures for tokens in TOKENS])
 
 
-def _line(name: str, tokens: int) -> str:
+def _record(name: str, tokens: int) -> dict[str, Any]:
     lengths = _lengths(tokens)
     tiny = build(name, max_position_embeddings=tokens)
     model, documents = tiny.model, make_documents(lengths, tiny.vocab_size)
@@ -48,10 +47,17 @@ def _line(name: str, tokens: int) -> str:
     unpacked = _seconds(lambda: model(**packed_batch(documents)).logits)
     buckets = _buckets(np.asarray(lengths), padding=True)
     slots = sum(len(bucket) * max(lengths[i] for i in bucket) for bucket in buckets)
-    return (
-        f"{name:12} {tokens:6} {len(lengths):5} {slots:6} {ids.numel():6} {len(buckets):5} "
-        f"{unpacked:7.3f}s {padded:7.3f}s {alone:7.3f}s"
-    )
+    return {
+        "architecture": name,
+        "tokens": tokens,
+        "documents": len(lengths),
+        "slots": slots,
+        "padded_slots": ids.numel(),
+        "calls": len(buckets),
+        "unpack_s": unpacked,
+        "padded_s": padded,
+        "alone_s": alone,
+    }
 
 
 def _lengths(tokens: int) -> list[int]:
@@ -71,4 +77,4 @@ def _seconds(run: Callable[[], torch.Tensor]) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["llama", "mamba", "jamba"])
+    script(__doc__, add_arguments, measure)

@@ -1,0 +1,133 @@
+"""Single costs that `docs/scale.md` carries to a billion documents: planning, dealing, streaming and reading, with memory.
+
+    python tests/benchmarks/bench_scale.py --plan 1000000 10000000 100000000
+
+Each planning size runs in a process of its own, whose highest resident set is compared with that after the lengths
+exist (Linux). Lengths are lognormal(6, .9) clipped to [8, 4096], capacity 4096.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from bench_packing import documents
+from datasets import Dataset, disable_progress_bars
+from harness import Measured, script
+
+from sft_plugins.packing import deal_rows, pack_dataset, pack_stream, plan_packs
+
+CAPACITY = 4096
+
+
+def lengths_of(n: int) -> np.ndarray:
+    """int32, drawn 10 M at a time: the doubles of 100 M at once would be the highest memory of all."""
+    rng = np.random.default_rng(0)
+    parts = [
+        np.clip(rng.lognormal(6, 0.9, min(10**7, n - at)), 8, CAPACITY).astype(np.int32) for at in range(0, n, 10**7)
+    ]
+    return np.concatenate(parts)
+
+
+class PeakMemory:
+    """Highest resident set (MiB) within the block, above that at its start, as Linux keeps it."""
+
+    def __enter__(self) -> PeakMemory:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+        self.start = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mib = _status("VmHWM") - self.start
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
+
+
+def planning(n: int, seed: int | None) -> dict[str, Any]:
+    plan_packs([1, 2], CAPACITY, seed=0)
+    lengths = lengths_of(n)
+    with PeakMemory() as peak:
+        start = time.perf_counter()
+        plan = plan_packs(lengths, CAPACITY, seed=seed)
+        seconds = time.perf_counter() - start
+    return {
+        "what": "plan" if seed is None else "plan, seeded",
+        "n": n,
+        "seconds": seconds,
+        "mib": peak.mib,
+        "rows": len(plan),
+        "above_bound": len(plan) / plan.lower_bound - 1,
+    }
+
+
+def dealing(rows: int, ranks: int) -> dict[str, Any]:
+    """Rows of `seq_lengths` alone: dealing reads nothing else."""
+    plan = plan_packs(lengths_of(rows * 7), CAPACITY, seed=0)
+    lists = pa.ListArray.from_arrays(plan.offsets.astype(np.int32), lengths_of(rows * 7)[plan.indices])
+    packed = Dataset(pa.table({"seq_lengths": lists}))
+    deal_rows(packed.select(range(ranks)), ranks=ranks)
+    with PeakMemory() as peak:
+        start = time.perf_counter()
+        deal_rows(packed, ranks=ranks)
+        seconds = time.perf_counter() - start
+    return {"what": "deal", "n": len(packed), "seconds": seconds, "mib": peak.mib}
+
+
+def streaming(n: int, buffer_size: int) -> dict[str, Any]:
+    stream = pack_stream(documents(n, "int32").with_format("numpy"), CAPACITY, buffer_size=buffer_size)
+    start = time.perf_counter()
+    rows = sum(1 for _ in stream)
+    seconds = time.perf_counter() - start
+    above = stream.report.rows_above_bound / stream.report.lower_bound
+    return {"what": f"stream, buffer {buffer_size:,}", "n": n, "seconds": seconds, "rows": rows, "above_bound": above}
+
+
+def reading(n: int) -> list[dict[str, Any]]:
+    """Packed rows out of a memory-mapped file, as a dataloader takes them, in file order and as dealt (a selection)."""
+    records = []
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack_dataset(documents(n, "int32"), CAPACITY, cache_file=f"{folder}/packed.arrow").dataset
+        dealt = deal_rows(packed, ranks=8).dataset
+        for what, rows in (("read a row in file order", packed), ("read a row as dealt", dealt)):
+            rows = rows.with_format("numpy")
+            start = time.perf_counter()
+            for i in range(len(rows)):
+                rows[i]
+            records.append({"what": what, "n": len(rows), "seconds": time.perf_counter() - start})
+    return records
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run in a fresh process: the highest resident set of a process never falls."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", type=int, nargs="*", default=[1_000_000, 10_000_000], help="lengths to plan")
+    parser.add_argument("--deal", type=int, nargs="*", default=[100_000, 1_000_000], help="packed rows to deal")
+    parser.add_argument("--stream", type=int, default=40_000, help="documents to stream")
+    parser.add_argument("--read", type=int, default=20_000, help="documents in the file that is read")
+
+
+def measure(options: argparse.Namespace) -> Measured:
+    disable_progress_bars()
+    records = [alone(planning, n, seed) for n in options.plan for seed in (None, 0)]
+    records += [alone(dealing, n, 64) for n in options.deal]
+    records += [streaming(options.stream, size) for size in (1_000, 10_000) if options.stream]
+    records += reading(options.read) if options.read else []
+    return Measured(records)
+
+
+if __name__ == "__main__":
+    script(__doc__, add_arguments, measure)
