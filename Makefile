@@ -12,6 +12,7 @@ AXOLOTL   ?= axolotl==0.19.*
 AXOLOTL_LATEST ?= axolotl==0.21.*
 TORCH_LATEST   ?= torch==2.14.0
 WORKERS   ?= 2
+DEVICE    ?= cuda
 
 VENV    := .venv
 VENV_AX := .venv-axolotl
@@ -34,7 +35,7 @@ help:
 	@echo "make test    lint, types and every test, on the newest TRL and on Axolotl with its older pins"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the benchmarks, side by side with what they are compared with"
-	@echo "make test-gpu               the tests that need a CUDA device"
+	@echo "make test-gpu               the tests of the GPU path; DEVICE=cpu rehearses them without one"
 	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
 	@echo "make clean   remove the environments and caches that make created here"
 
@@ -62,8 +63,10 @@ bench: $(VENV)/.dev
 	 else echo "Axolotl's packer is left out: $(VENV_AX) has not been made (make test makes it)"; fi
 
 test-gpu: export HF_HUB_OFFLINE := 1
+test-gpu: export SFT_PLUGINS_TEST_DEVICE := $(DEVICE)
 test-gpu: $(VENV)/.dev
-	@$(VENV)/bin/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device: torch " + torch.__version__ + " sees none")'
+	@$(VENV)/bin/python -c 'import torch; torch.empty(1, device="$(DEVICE)")' || \
+	  { echo "no device '$(DEVICE)' here; make test-gpu DEVICE=cpu rehearses all but the CUDA kernels" >&2; exit 1; }
 	$(VENV)/bin/pytest -m gpu $(PYTEST_ARGS) tests
 
 test-axolotl-latest: export HF_HUB_OFFLINE := 1
