@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from sft_plugins.preflight.sizes import DERIVED, FITTING, HIDDEN, LAYER_COUNTS, SIZES, SPECIAL_TOKENS
+from sft_plugins.preflight.sizes import DERIVED, FITTING, HIDDEN, LAYER_COUNTS, SIZES, SPECIAL_TOKENS, STACK_SIZES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +95,8 @@ def _cut_layers(fields: dict[str, Any], layers: Layers) -> dict[str, Any]:
     else:
         keep = list(range(count if layers == "all" else min(layers, count)))
     new: dict[str, Any] = {k: [min(SIZES[k], v[i]) if k in SIZES else v[i] for i in keep] for k, v in lists.items()}
+    if layers != "kinds":  # more than one count: an encoder's beside the decoder's
+        new |= {key: min(fields[key], len(keep)) for key in STACK_SIZES if isinstance(fields.get(key), int)}
     if shared:
         new["num_kv_shared_layers"] = sum(i >= count - shared for i in keep)
     return {**new, count_key: len(keep)}

@@ -88,6 +88,7 @@ SIZES: dict[str, Any] = {
 
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks")
+STACK_SIZES = (*LAYER_COUNTS, "encoder_layers", "num_encoder_layers", "num_decoder_layers")
 
 DERIVED = object()
 """Marks a field to be left out, so that the configuration derives it from the others."""

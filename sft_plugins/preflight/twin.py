@@ -13,6 +13,7 @@ switches, windows), not by what the configuration says of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def twin(config: PretrainedConfig, *, dtype: torch.dtype | None = None, attn: st
         ) from error
     try:
         model = _build(config, _fewest_layers(config, deep, seed), dtype, attn, seed)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a package that is missing, a kernel that the hub does not give, a plain refusal
         raise AssetError(
             f"--attn {attn}: {type(deep).__name__} cannot be built with it here: {_first_line(error)}",
             code="bad_option",
@@ -91,8 +92,13 @@ def layer_kinds(model: nn.Module) -> list[Hashable]:
 
 
 def _kind(layer: nn.Module) -> Hashable:
-    return tuple(
-        (name, type(module).__name__, tuple(sorted((k, str(v)) for k, v in vars(module).items() if _tells(k, v))))
+    # Numbers in names count experts and adapters, which differ in number from layer to layer, not in kind.
+    return frozenset(
+        (
+            re.sub(r"\d+", "#", name),
+            type(module).__name__,
+            tuple((k, str(v)) for k, v in vars(module).items() if _tells(k, v)),
+        )
         for name, module in layer.named_modules()
     )
 
@@ -105,19 +111,22 @@ def _tells(name: str, value: Any) -> bool:
 
 
 def _fewest_layers(config: PretrainedConfig, deep: nn.Module, seed: int) -> Layers:
-    """The shortest cut that still has every kind of layer: the first of each listed kind, else the first few layers."""
+    """The shortest cut that still has every kind of layer: the first of each listed kind, else the first few layers.
+
+    Where the model keeps its layers in no list, the configuration's word is taken.
+    """
     import torch
 
     kinds = layer_kinds(deep)
-    if not kinds:
-        return "all"
-    first_few = max(2, max(kinds.index(kind) for kind in set(kinds)) + 1)
-    choices: tuple[Layers, ...] = ("kinds", first_few)
+    places = [[i for i, kind in enumerate(kinds) if kind == one] for one in set(kinds)]
+    once, twice = (max((where[:times][-1] for where in places), default=0) + 1 for times in (1, 2))
+    # Twice: layers that share weights come as two at least.
+    choices: tuple[Layers, ...] = ("kinds", max(2, once), max(2, twice))
     for layers in choices:
         try:
             if set(layer_kinds(_build(config, layers, torch.float32, None, seed))) == set(kinds):
                 return layers
-        except Exception:  # a cut that does not fit together; the whole then
+        except Exception:  # a cut that does not fit together; the next may
             continue
     return "all"
 
