@@ -8,7 +8,7 @@ packed row     →  its own labels      →  one row of tokens, with its documen
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -26,6 +26,7 @@ from sft_plugins.masking.tokenized import label_arrays
 from sft_plugins.preflight.data import document_spans, kind_of
 
 Span = tuple[int, int]
+_CONTEXT = 8  # tokens before one that may share a character with it, and more
 
 
 @dataclass(frozen=True)
@@ -114,32 +115,38 @@ class RowReader:
         documents: Sequence[Span] = (),
         faults: Sequence[Fault] = (),
     ) -> ShownRow:
-        special = self._text.special_ids
-        kinds = token_kinds(
-            labels, input_ids=ids, special_ids=special, stop_ids=self._masker.stop_token_ids, attention_mask=mask
-        )
-        starts = turn_starts(ids, labels, special, self._opening) | {start for start, _ in documents}
+        special, stops = self._text.special_ids, self._masker.stop_token_ids
+        kinds = token_kinds(labels, input_ids=ids, special_ids=special, stop_ids=stops, attention_mask=mask)
+        starts = turn_starts(ids, labels, special_ids=special, stop_ids=stops, opening=self._opening)
+        starts |= {start for start, _ in documents}
         turns = list(pairwise([*sorted(starts), len(ids)]))
         texts = token_texts(self._text, ids)
         return ShownRow(row, part, ids, labels, texts, kinds, turns, list(documents), list(faults))
 
 
 def turn_starts(
-    ids: Sequence[int], labels: Sequence[int], special_ids: frozenset[int], opening: int | None
+    ids: Sequence[int],
+    labels: Sequence[int],
+    *,
+    special_ids: Collection[int],
+    stop_ids: Collection[int],
+    opening: int | None,
 ) -> set[int]:
     """Where turns begin: at the special token that opens the template's headers, and after each trained answer.
 
-    An answer's last token is often followed by a newline that belongs to it, so the turn ends at the next special token, if
-    one is near:
+    A stop token that is not trained and a newline behind it still belong to the answer, so that turn ends at the next
+    special token, if one is near:
 
         [<s>] hi [<e>] \\n [<s>] yo [<e>] \\n [<s>] hi          opening <s>, the second turn trained
-        0             .   4               .   8      →  0 4 8
+        0                 4                8            →  0 4 8
     """
     starts = {0} | {i for i, token in enumerate(ids) if token == opening}
     for end in range(1, len(ids)):
         if labels[end - 1] != IGNORE_INDEX and labels[end] == IGNORE_INDEX:
-            starts.add(next((i for i in range(end, min(end + 3, len(ids))) if ids[i] in special_ids), end))
-    return starts
+            after = next((i for i in range(end, len(ids)) if ids[i] not in stop_ids), len(ids))
+            near = range(after, min(after + 3, len(ids)))
+            starts.add(next((i for i in near if ids[i] in special_ids), after))
+    return starts - {len(ids)} if ids else set()
 
 
 def token_texts(text: TextTokenizer, ids: Sequence[int]) -> list[str]:
@@ -148,7 +155,13 @@ def token_texts(text: TextTokenizer, ids: Sequence[int]) -> list[str]:
     A character of several tokens is shown with the last of them: bytes F0 9F | 98 80 → "" and "😀".
     """
     if text.pieces is None:
-        return [text.decode([token]) for token in ids]
+        return [_added_text(text, ids[max(0, i - _CONTEXT) : i + 1]) for i in range(len(ids))]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = text.pieces
     return [decoder.decode(pieces[token], final=i == len(ids) - 1) for i, token in enumerate(ids)]
+
+
+def _added_text(text: TextTokenizer, ids: Sequence[int]) -> str:
+    """What the last of `ids` adds to the text of those before it."""
+    before, now = (text.decode(part).rstrip("\ufffd") for part in (ids[:-1], ids))
+    return now[len(before) :] if now.startswith(before) else text.decode(ids[-1:])
