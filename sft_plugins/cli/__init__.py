@@ -13,6 +13,8 @@ _COMMANDS = (
     "inspect",
     "audit",
     "pack",
+    "doctor",
+    "preflight",
     "demo_command",
 )
 
