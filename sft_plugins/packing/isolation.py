@@ -20,7 +20,7 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.attention import IMPLEMENTATION, Varlen
 from sft_plugins.packing.entry import Backend, install, installed_backend, uninstall
 from sft_plugins.packing.native import Native, has_linear_kernels, uses_flash_attention
-from sft_plugins.packing.probe import Measured, Reference, measure, quiet, reference_of
+from sft_plugins.packing.probe import Measured, Reference, entrance, measure, quiet, reference_of
 from sft_plugins.packing.target import causal_lm_of, lowest_precision
 from sft_plugins.packing.unpack import Unpack
 
@@ -104,7 +104,7 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     Axolotl's multipack.
 
     Args:
-        model: a causal LM, bare or inside PEFT, DDP or `torch.compile`. Isolating twice is isolating once; another
+        model: a causal LM, bare or inside PEFT, DDP, FSDP2 or `torch.compile`. Isolating twice is isolating once; another
             backend takes the place of the first.
         backend: `auto` takes the first that passes the probe of `native` (where the model's own kernels may do it),
             `varlen`, `unpack`.
@@ -117,15 +117,16 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
         raise ValueError(f"unknown backend {backend!r}; allowed are {', '.join(map(repr, BACKENDS))}")
     started = time.perf_counter()
     lm = causal_lm_of(model)
+    run = entrance(model, lm)
     before = installed_backend(lm)
     uninstall(lm)
     rejected: list[str] = []
     try:
         with quiet(lm):
-            reference = reference_of(lm)
+            reference = reference_of(lm, run=run)
             for candidate in _candidates(lm, backend):
                 undo = install(lm, candidate)
-                measured = _try(lm, reference, rejected, candidate.name)
+                measured = _try(reference, rejected, candidate.name)
                 if measured is not None:
                     return _report(lm, candidate.name, reference, measured, tuple(rejected), started, undo)
                 uninstall(lm)
@@ -150,12 +151,13 @@ def check_isolation(model: nn.Module) -> IsolationReport:
     """
     started = time.perf_counter()
     lm = causal_lm_of(model)
+    run = entrance(model, lm)
     backend = installed_backend(lm)
     name = "none" if backend is None else backend.name
     rejected: list[str] = []
     with quiet(lm):
-        reference = reference_of(lm)
-        measured = _try(lm, reference, rejected, name)
+        reference = reference_of(lm, run=run)
+        measured = _try(reference, rejected, name)
     if measured is None:
         raise ContaminationError(
             f"packed rows are not exact for {type(lm).__name__}: " + "; ".join(rejected),
@@ -181,10 +183,10 @@ def _candidates(lm: nn.Module, backend: str) -> list[Backend]:
     return [*native, *varlen, Unpack(), Unpack(padding=False)]
 
 
-def _try(lm: nn.Module, reference: Reference, rejected: list[str], name: str) -> Measured | None:
+def _try(reference: Reference, rejected: list[str], name: str) -> Measured | None:
     """What was measured if it proves isolation; else None, and the reason joins `rejected`."""
     try:
-        measured = measure(lm, reference)
+        measured = measure(reference)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # model code fails in every way there is; none of them is isolation

@@ -17,6 +17,7 @@ bit for bit, or, where a backend's sums run in another order (experts, batched d
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Reference:
         scale: largest logit.
         effect: how much one token moves later logits of its own document, relative to `scale`.
         tolerance: relative to `scale`.
+        run: what was called, and is to be called for comparison (see `entrance`).
     """
 
     documents: list[torch.Tensor]
@@ -54,6 +56,7 @@ class Reference:
     effect: float
     tolerance: float
     notes: tuple[str, ...]
+    run: nn.Module
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,44 @@ class Measured:
     failure: str | None
 
 
-def reference_of(model: nn.Module) -> Reference:
+def entrance(model: nn.Module, lm: nn.Module) -> nn.Module:
+    """The module to call for a forward of `lm`, the causal LM inside `model`: `lm`, or the root of FSDP2's sharding.
+
+    `fully_shard` gathers weights in hooks of the modules it was called on. Beneath its root (a PEFT wrapper, as a rule) some
+    weights would still be in shards, and the first unit to be called would take itself for the root for good.
+
+    Raises:
+        ContaminationError: `sharded`, if `lm` is sharded and the root is not at hand.
+    """
+    if "torch.distributed.fsdp" not in sys.modules:
+        return lm
+    from torch.distributed.fsdp import FSDPModule
+
+    while hasattr(model, "_orig_mod"):
+        model = model._orig_mod
+    for root in (model, lm):
+        if isinstance(root, FSDPModule):
+            return root
+    if any(isinstance(module, FSDPModule) for module in lm.modules()):
+        raise ContaminationError(
+            f"the layers of {type(lm).__name__} are sharded by FSDP2, and the model given is not what was sharded",
+            code="sharded",
+            remedy="pass the model that fully_shard or the trainer took, or isolate it before it is sharded",
+        )
+    return lm
+
+
+def reference_of(model: nn.Module, *, run: nn.Module | None = None) -> Reference:
     """Run the probe's documents alone, through a causal LM (unwrapped) that `quiet` holds still.
+
+    Args:
+        run: the `entrance` to `model`, where that is another module.
 
     Raises:
         ContaminationError: `not_causal` if a token moves earlier logits; `probe_blind` if it moves no later ones;
             `probe_failed` if the model cannot be run on token ids alone.
     """
+    run = model if run is None else run
     device = next(model.parameters()).device
     lengths, notes = _lengths(model)
     ids = _ordinary_ids(model)
@@ -95,12 +129,12 @@ def reference_of(model: nn.Module) -> Reference:
         documents.append(ids[chosen].to(device))
         others.append(ids[(chosen + shift) % len(ids)].to(device))
     try:
-        logits = [logits_of(model, {"input_ids": document})[0] for document in documents]
+        logits = [logits_of(run, {"input_ids": document})[0] for document in documents]
         longest = int(np.argmax(lengths))
         middle = lengths[longest] // 2
         changed = documents[longest].clone()
         changed[:, middle] = others[longest][:, middle]
-        moved = (logits_of(model, {"input_ids": changed})[0] - logits[longest]).abs()
+        moved = (logits_of(run, {"input_ids": changed})[0] - logits[longest]).abs()
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise ContaminationError(
             f"{type(model).__name__} could not be run on a plain document: {type(error).__name__}: {error}",
@@ -117,20 +151,20 @@ def reference_of(model: nn.Module) -> Reference:
             remedy="load trained weights, or initialise them, before isolating the model",
         )
     earlier, effect = float(moved[:middle].max()) / scale, later / scale
-    tolerance = _tolerance(model, documents, logits, scale)
+    tolerance = _tolerance(model, run, documents, logits, scale)
     if earlier > tolerance:
         raise ContaminationError(
             f"a token of {type(model).__name__} moves earlier logits by {earlier:.2g} of the largest logit",
             code="not_causal",
             remedy="only causal language models can be packed; set is_decoder or is_causal in the model's config",
         )
-    return Reference(documents, others, logits, scale, effect, tolerance, tuple(notes))
+    return Reference(documents, others, logits, scale, effect, tolerance, tuple(notes), run)
 
 
-def measure(model: nn.Module, reference: Reference) -> Measured:
+def measure(reference: Reference) -> Measured:
     """Run the packed row three times: as it is, with every second document changed, with the others changed."""
     boundaries = Boundaries(np.array([document.shape[1] for document in reference.documents]))
-    packed = _split(model, reference.documents, boundaries)
+    packed = _split(reference.run, reference.documents, boundaries)
     alone = [(a - b).abs().amax(-1) / reference.scale for a, b in zip(packed, reference.logits, strict=True)]
     moved = []
     for kept in (0, 1):
@@ -138,7 +172,7 @@ def measure(model: nn.Module, reference: Reference) -> Measured:
             document if index % 2 == kept else other
             for index, (document, other) in enumerate(zip(reference.documents, reference.others, strict=True))
         ]
-        again = _split(model, mixed, boundaries)
+        again = _split(reference.run, mixed, boundaries)
         moved += [
             (a - b).abs().amax(-1) / reference.scale for a, b in zip(again[kept::2], packed[kept::2], strict=True)
         ]
@@ -212,7 +246,9 @@ def _ordinary_ids(model: nn.Module) -> torch.Tensor:
     return torch.tensor(ids if len(ids) > 1 else list(range(vocabulary)))
 
 
-def _tolerance(model: nn.Module, documents: list[torch.Tensor], logits: list[torch.Tensor], scale: float) -> float:
+def _tolerance(
+    model: nn.Module, run: nn.Module, documents: list[torch.Tensor], logits: list[torch.Tensor], scale: float
+) -> float:
     """What may separate a document alone from itself in another layout; see the module's first lines."""
     dtype, device = lowest_precision(model), documents[0].device
     if dtype in (torch.float16, torch.bfloat16):
@@ -226,7 +262,7 @@ def _tolerance(model: nn.Module, documents: list[torch.Tensor], logits: list[tor
     padded = torch.cat([nn.functional.pad(d, (0, longest - d.shape[1]), value=int(d[0, 0])) for d in documents])
     mask = torch.stack([torch.arange(longest, device=device) < d.shape[1] for d in documents]).long()
     try:
-        together = logits_of(model, {"input_ids": padded, "attention_mask": mask})
+        together = logits_of(run, {"input_ids": padded, "attention_mask": mask})
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         return least  # a model that takes no padded batch
     noise = max(float((row[: len(one)] - one).abs().max()) for row, one in zip(together, logits, strict=True)) / scale

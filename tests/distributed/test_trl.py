@@ -7,6 +7,7 @@ what it should have trained on is counted here. Runs on the oldest and the newes
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def two(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 
 def together(ranks: list[Run]) -> list[list[int]]:
     """Documents of each micro-batch of all ranks together."""
-    return [sorted(sum(batches, [])) for batches in zip(*(rank["seen"] for rank in ranks), strict=True)]
+    return [sorted(chain.from_iterable(batches)) for batches in zip(*(rank["seen"] for rank in ranks), strict=True)]
 
 
 def counts(ranks: list[Run]) -> dict[int, int]:

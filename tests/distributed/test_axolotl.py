@@ -1,0 +1,155 @@
+"""Two processes under `axolotl train`: every document once, and the loss and weights of one process by hand.
+
+The oracle runs every document alone in one process, with plain SGD (`worker_axolotl.by_hand`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's environment")
+
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sft_plugins.masking import PromptMasker
+from testkit.tokenizers import CHATML, build_tokenizer
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = "sft_plugins.integrations.axolotl.SFTPlugin"
+STRATEGY = "sft_plugins.integrations.axolotl.strategy"
+COUNT = 28
+"""Conversations; they fill 12 packed rows."""
+EPOCHS = 2
+ANSWERS = ["The answer is four.", "It is 21 degrees. It is 21 degrees.", "Fine, thanks.", "Well, well, well."]
+BASE: dict[str, Any] = {
+    "base_model": "model", "tokenizer_type": "AutoTokenizer", "plugins": [PLUGIN],
+    "datasets": [{"path": "rows.jsonl", "ds_type": "json", "type": STRATEGY}],
+    "val_set_size": 0, "shuffle_merged_datasets": False, "sequence_len": 64, "seed": 7,
+    "adapter": "lora", "lora_r": 2, "lora_alpha": 4, "lora_target_linear": True,
+    "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False, "lora_embedding_kernel": False,
+    "micro_batch_size": 2, "gradient_accumulation_steps": 1, "num_epochs": EPOCHS, "max_grad_norm": 0.0, "weight_decay": 0.0,
+    "learning_rate": 0.05, "optimizer": "sgd", "lr_scheduler": "constant", "warmup_steps": 0,
+    "bf16": False, "fp16": False, "tf32": False, "gradient_checkpointing": False, "attn_implementation": "sdpa",
+    "dataloader_num_workers": 0, "dataloader_pin_memory": False, "dataset_num_proc": 1, "logging_steps": 1,
+}  # fmt: skip
+QUIET = {"collapse": False}
+PLAN: dict[str, dict[str, Any]] = {
+    "ours": {"sft_plugins": QUIET},
+    "multipack": {"sft_plugins": QUIET, "sample_packing": True, "pad_to_sequence_len": False},
+}
+Run = dict[str, Any]
+
+
+def conversation(i: int) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": f"Why {i}?"},
+            {"role": "assistant", "content": ANSWERS[i % 4]},
+        ]
+    }
+
+
+def tokenizer() -> Any:
+    return build_tokenizer("qwen", chat_template=CHATML)
+
+
+def prepare(folder: Path) -> Path:
+    """A tiny model, rows, and one YAML per run; the path of the plan."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    words = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.4,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    words.save_pretrained(folder / "model")
+    rows = [conversation(i) for i in range(COUNT)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plan = []
+    for name, changes in PLAN.items():
+        own = {"output_dir": f"out/{name}", "dataset_prepared_path": f"prepared/{name}"}
+        settings = {**BASE, **own, **changes}
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        plan.append([name, str(path)])
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder / "plan.json"
+
+
+@pytest.fixture(scope="module")
+def ranks(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
+    folder = tmp_path_factory.mktemp("axolotl")
+    return launch("worker_axolotl.py", 2, folder, str(prepare(folder)))
+
+
+def succeeded(ranks: list[dict[str, Run]], name: str) -> list[Run]:
+    found = [rank[name] for rank in ranks]
+    for run in found:
+        assert run["error"] is None, run["error"]
+    return found
+
+
+def documents() -> set[tuple[int, ...]]:
+    masker = PromptMasker(tokenizer())
+    return {tuple(row.input_ids) for i in range(COUNT) for row in masker.encode(conversation(i))}
+
+
+def counts(runs: list[Run]) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(ids) for run in runs for ids in chain.from_iterable(run["seen"]))
+
+
+def test_every_document_is_trained_once_per_epoch(ranks: list[dict[str, Run]]) -> None:
+    """P14: packed by us, in as many rows as the ranks take together."""
+    runs = succeeded(ranks, "ours")
+    assert [run["world"] for run in runs] == [2, 2]
+    assert {run["parallel"] for run in runs} == {"DistributedDataParallel"}
+    assert len(documents()) == COUNT
+    assert counts(runs) == dict.fromkeys(documents(), EPOCHS)
+    assert runs[0]["rows"] == 12
+
+
+def test_multipack_repeats_nothing_and_leaves_out_what_fills_no_batch_of_all_ranks(ranks: list[dict[str, Run]]) -> None:
+    """P14: Axolotl's sampler drops its last batches; what the plug-in does not change, and `docs/many-processes.md` says."""
+    runs = succeeded(ranks, "multipack")
+    count = counts(runs)
+    assert set(count.values()) == {EPOCHS}
+    assert set(count) < documents()
+    assert len(count) >= COUNT - 5, "fewer than a batch of both ranks is left out"
+
+
+@pytest.mark.parametrize("name", PLAN)
+def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
+    ranks: list[dict[str, Run]], name: str
+) -> None:
+    runs = succeeded(ranks, name)
+    losses = [sum(each) / 2 for each in zip(*(run["losses"] for run in runs), strict=True)]
+    assert losses == pytest.approx(runs[0]["expected losses"], rel=1e-5)
+    assert runs[0]["logged"] == pytest.approx(losses, rel=1e-5)
+    assert runs[1]["weights"] == runs[0]["weights"]
+    # Those of rank 0, from which DDP takes the weights that training begins with.
+    for weight, values in runs[0]["expected weights"].items():
+        assert runs[0]["weights"][weight] == pytest.approx(values, abs=1e-5), weight
+    assert max(losses) - min(losses) > 1e-2, "losses that do not change would prove nothing"
+
+
+@pytest.mark.parametrize("name", PLAN)
+def test_no_rank_waits_for_another_at_the_end(ranks: list[dict[str, Run]], name: str) -> None:
+    """P14: equally many steps and batches."""
+    a, b = succeeded(ranks, name)
+    assert a["steps"] == b["steps"] == len(a["seen"]) == len(b["seen"]) > 1
