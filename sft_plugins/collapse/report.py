@@ -8,9 +8,9 @@ Invariant: the page holds nothing that is not in the history, loads nothing, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sft_plugins._pages import render_page
 from sft_plugins.collapse import charts
@@ -19,7 +19,7 @@ from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.pictures import pictures
 from sft_plugins.collapse.summary import Report, summarise
 
-__all__ = ["write_report"]
+__all__ = ["page_context", "write_report"]
 
 
 def write_report(history_path: str | Path, output_dir: str | Path | None = None) -> Path:
@@ -39,16 +39,19 @@ def write_report(history_path: str | Path, output_dir: str | Path | None = None)
     folder = Path(output_dir) if output_dir is not None else history_path.parent
     folder.mkdir(parents=True, exist_ok=True)
     report = summarise(read_history(history_path))
-    drawn: list[dict[str, str]] = []
     if find_spec("matplotlib"):
         for picture in pictures(report):
             charts.save_png(picture.draw(PAPER), folder / f"{picture.name}.png")
-            svg = charts.to_svg(picture.draw(PAGE))
-            drawn.append({"title": picture.title, "words": picture.words, "svg": svg})
     page = folder / "report.html"
-    page.write_text(_render(report, drawn), encoding="utf-8")
+    page.write_text(render_page("collapse/report.html.j2", **page_context(report)), encoding="utf-8")
     return page
 
 
-def _render(report: Report, pictures: Sequence[Mapping[str, str]]) -> str:
-    return render_page("collapse/report.html.j2", report=report, pictures=pictures, drawn=bool(find_spec("matplotlib")))
+def page_context(report: Report) -> dict[str, Any]:
+    """What `collapse/run.html.j2` is rendered with: `report`, its `pictures` as SVG, and whether any could be `drawn`."""
+    drawn = bool(find_spec("matplotlib"))
+    made = [
+        {"title": picture.title, "words": picture.words, "svg": charts.to_svg(picture.draw(PAGE))}
+        for picture in (pictures(report) if drawn else ())
+    ]
+    return {"report": report, "pictures": made, "drawn": drawn}
