@@ -14,6 +14,7 @@ _COMMANDS = (
     "audit",
     "pack",
     "doctor",
+    "report",
     "preflight",
     "demo_command",
 )
