@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, in one namespace, on a tiny model."""
+"""Every Python block of the README and of the pages in `docs/` runs, page by page in one namespace, on a tiny model."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sft_plugins.collapse
+from sft_plugins import PromptMasker, mask_dataset
 from testkit.tokenizers import build_tokenizer
 
 trl = pytest.importorskip("trl")
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "docs/masking.md", "docs/packing.md", "docs/collapse.md"]
+LINKING = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
 
-def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_every_python_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the blocks leave to the reader (model, tokenizer, dataset) is given here; a run is cut to two steps on a CPU."""
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(blocks) >= 2
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+    assert blocks
     monkeypatch.chdir(tmp_path)
     short = functools.partial(
         trl.SFTConfig, max_steps=2, use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1
@@ -60,16 +64,20 @@ def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             ]
         ),
     }
+    masked = mask_dataset(names["dataset"], PromptMasker(tokenizer)).dataset
+    names |= {"rows": masked, "held_out_rows": masked.to_list()[:2], "prompts": ["Say hi.", "Tell a story."]}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    names["trainer"].train()
-    assert any("loss" in entry for entry in names["trainer"].state.log_history)
+        exec(compile(block, page, "exec"), names)
+    if "trainer" in names:
+        names["trainer"].train()
+        assert any("loss" in entry for entry in names["trainer"].state.log_history)
 
 
-def test_every_file_the_readme_links_to_is_there() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not os.path.exists(ROOT / link)] == []
+@pytest.mark.parametrize("page", LINKING)
+def test_every_file_a_page_links_to_is_there(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert links or page != "README.md"
+    assert [link for link in links if not os.path.exists(ROOT / Path(page).parent / link)] == []
 
 
 def test_every_make_target_the_readme_names_exists() -> None:

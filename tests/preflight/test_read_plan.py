@@ -13,6 +13,7 @@ import yaml
 from sft_plugins.integrations.preflight import Overrides, read_plan
 from sft_plugins.preflight.errors import AssetError
 
+ROOT = Path(__file__).resolve().parents[2]
 TRL = {"model_name_or_path": "m", "dataset_name": "d.jsonl"}
 AXOLOTL = {"base_model": "m", "datasets": [{"path": "d.jsonl", "type": "chat_template"}]}
 PLUGIN = {"plugins": ["sft_plugins.integrations.axolotl.SFTPlugin"]}
@@ -50,6 +51,14 @@ def test_unusable_configurations_are_refused_by_name(name: str, tmp_path: Path) 
     assert error.value.code == code
     assert words in error.value.message + str(error.value.remedy)
     assert error.value.remedy
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/axolotl_*.yaml")), ids=lambda path: path.stem)
+def test_the_ready_configurations_are_read_without_a_fault(config: Path) -> None:
+    plan = read_plan(config)
+    assert (plan.host, plan.isolated) == ("Axolotl", True)
+    assert all(entry.exact for entry in plan.entries)
+    assert plan.findings == ()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
