@@ -46,7 +46,8 @@ def read_axolotl(data: Mapping[str, Any], path: str, overrides: Overrides) -> tu
         max_length=int(number(data, "sequence_len", 512, path)),
         packer=who,  # type: ignore[arg-type]
         isolated=settings is not None and settings.packing is not None,
-        packs_evaluation=switch(data, "eval_sample_packing", default=who is not None),
+        packs_evaluation=bool(data.get("val_set_size") or data.get("test_datasets"))
+        and switch(data, "eval_sample_packing", default=who is not None),
         batch_size=int(number(data, "micro_batch_size", 1, path)),
         accumulation=int(number(data, "gradient_accumulation_steps", 1, path)),
         epochs=number(data, "num_epochs", 1, path),

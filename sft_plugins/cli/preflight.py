@@ -101,7 +101,7 @@ def facts(verdict: Verdict) -> dict[str, str]:
         more = f", {cost.dropped:,} rows left out" if cost.dropped else ""
         padding = cost.computed_tokens - cost.tokens
         lines["cost"] = (
-            f"one epoch: {cost.tokens:,} tokens, {cost.supervised_tokens:,} of them supervised, and {padding:,} of padding; "
+            f"one epoch: {cost.tokens:,} tokens, {cost.supervised_tokens:,} of them answers, and {padding:,} of padding; "
             f"{cost.epochs:g} × {cost.rows:,} rows, {cost.rows_per_step:,} to a step: {cost.steps:,} steps{more}"
         )
     return lines
@@ -136,7 +136,9 @@ def _show(finding: Finding, console: Any) -> None:
     rows = ""
     if finding.rows:
         more = ", …" if finding.count > len(finding.rows) else ""
-        rows = f" in {finding.count:,} rows (#{', #'.join(map(str, finding.rows))}{more})"
+        rows = (
+            f" in {finding.count:,} row{'s' if finding.count > 1 else ''} (#{', #'.join(map(str, finding.rows))}{more})"
+        )
     console.print()
     console.print(
         Text.assemble(

@@ -121,7 +121,7 @@ FAULTS = [
     Fault(failure="P9", code="fragments", host="trl", config={"packing": True, "packing_strategy": "wrapped"}),
     Fault(failure="P10", code="prepacked_rows", host="trl", rows=tokenised("packed")),
     Fault(
-        failure="P11", code="eval_contamination", host="trl", config={"packing": True, "eval_packing": True},
+        failure="P11", code="eval_contamination", host="trl", config={"packing": True, "eval_strategy": "steps"},
         model_type="opt",
     ),
     Fault(failure="P15", code="context_parallel", config={**PACKED, "context_parallel_size": 2}),
