@@ -3,6 +3,7 @@
 from sft_plugins.packing.balance import BalanceReport, Dealt, check_dealing, deal_rows
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.dataset import Packed, pack_dataset
+from sft_plugins.packing.even import even_rows
 from sft_plugins.packing.isolation import IsolationReport, check_isolation, isolate
 from sft_plugins.packing.plan import PackPlan, plan_packs
 from sft_plugins.packing.report import PackReport
@@ -22,6 +23,7 @@ __all__ = [
     "check_dealing",
     "check_isolation",
     "deal_rows",
+    "even_rows",
     "isolate",
     "pack_dataset",
     "pack_stream",

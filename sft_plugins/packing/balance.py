@@ -42,7 +42,7 @@ class BalanceReport:
         rows, ranks, accumulation, batch_size: rows dealt, and how the trainer takes them.
         steps: optimizer steps of an epoch.
         repeated: rows that accelerate trains twice, to give every rank equally many (its `even_batches`): dealing cannot
-            help that, a number of rows divisible by `ranks · batch_size` can.
+            help that, `even_rows(packed, ranks · batch_size)` before it can.
         idle_shuffled: share of all ranks' time spent waiting under the shuffling sampler, the trainer's default.
         idle_dealt: the same with the dealt rows.
         spread_shuffled, spread_dealt: standard deviation ÷ mean, over full steps, of what a step costs. It is the price:
@@ -172,7 +172,7 @@ def check_dealing(trainer: Any, report: BalanceReport) -> None:
         raise PackingError(
             f"the trainer draws rows with {type(sampler).__name__}, so what was dealt to a rank goes to another",
             code="not_dealt",
-            remedy='train_sampling_strategy="sequential" in the training arguments (Axolotl: curriculum_sampling: true)',
+            remedy='train_sampling_strategy="sequential" in the training arguments',
         )
     found = {
         "ranks": ranks,
