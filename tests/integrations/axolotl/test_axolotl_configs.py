@@ -18,10 +18,11 @@ import torch
 pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's environment")
 
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file
 
+from sft_plugins.cli.assets import chitchat_rows
+from sft_plugins.cli.smollm2 import smollm2_folder
 from sft_plugins.integrations.axolotl.settings import CollapseSettings, MaskingSettings, PackingSettings, Settings
-from testkit.tokenizers import build_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NAMES = ("axolotl_cpu.yaml", "axolotl_lora.yaml", "axolotl_qlora.yaml")
@@ -29,7 +30,7 @@ DEFAULT = re.compile(r"^    (?:# )?(?P<key>\w+): .*Default: (?P<value>[\w.]+)")
 
 
 def test_every_yaml_is_listed_here() -> None:
-    assert {path.name for path in CONFIGS.glob("*.yaml")} == set(NAMES)
+    assert {path.name for path in CONFIGS.glob("axolotl_*.yaml")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,28 +76,14 @@ def test_yaml_passes_axolotls_validation(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_cpu_yaml_trains_through_the_command_line(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer("qwen")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    rows = [
-        {"messages": [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": "It is four."}]}
-        for i in range(60)
-    ]
-    (tmp_path / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def test_the_cpu_yaml_trains_smollm2_through_the_command_line(tmp_path: Path) -> None:
+    """Masked, packed, isolated, watched, to the end: `axolotl train` as a user types it, a real model, real conversations."""
+    write_jsonl(tmp_path / "conversations.jsonl", chitchat_rows()[:24])
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("Who are you?", "Tell me a joke.")])
     data: dict[str, Any] = yaml.safe_load((CONFIGS / "axolotl_cpu.yaml").read_text(encoding="utf-8"))
-    data["base_model"] = str(tmp_path / "model")
-    data["sft_plugins"]["collapse"] |= {"max_new_tokens": 4, "embedder": "off"}
+    data |= {"base_model": str(smollm2_folder()), "max_steps": 3, "micro_batch_size": 1}
+    data["sft_plugins"]["collapse"] |= {"prompts": "prompts.jsonl", "max_new_tokens": 4, "max_eval_pairs": 2}
+    data["sft_plugins"]["collapse"] |= {"embedder": "off"}
     (tmp_path / "cpu.yaml").write_text(yaml.safe_dump(data))
     ours = {
         "HF_HUB_OFFLINE": "1",
@@ -121,7 +108,20 @@ def test_the_cpu_yaml_trains_through_the_command_line(tmp_path: Path) -> None:
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     assert "is active: masking (1 of 1 datasets masked here, audit: error), packing (rows of 256 tokens" in said
-    assert "documents isolated, backend varlen" in said
+    assert "which end on <|im_end|>; 0 faults" in said
+    assert "LlamaForCausalLM (float32, cpu): documents isolated, backend varlen" in said
     output = tmp_path / "outputs" / "axolotl_cpu"
-    assert (output / "adapter_model.safetensors").is_file()
     assert (output / "collapse" / "report.html").is_file()
+    state = json.loads((output / "checkpoint-3" / "trainer_state.json").read_text())
+    losses = [record["loss"] for record in state["log_history"] if "loss" in record]
+    assert len(losses) == 3
+    assert max(losses) < 7, "a trained model: a random one of this vocabulary begins at 10.8"
+    assert any("collapse/heldout_loss" in record for record in state["log_history"])
+    adapter = load_file(output / "adapter_model.safetensors")
+    moved = [bool(weight.any()) for name, weight in adapter.items() if "lora_B" in name]
+    assert len(moved) == 7 * 30, "every linear layer of thirty blocks"
+    assert all(moved)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
