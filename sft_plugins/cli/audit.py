@@ -16,6 +16,7 @@ from sft_plugins.cli.inputs import (
     SPECIAL_TOKENS,
     SPLIT,
     TRAIN_ON,
+    asked_for,
     mask_with_bar,
     source_facts,
     source_line,
@@ -72,9 +73,7 @@ def audit(
                 report = check_masks(documents(source), tokenizer)
             if source.kind == "packed":
                 report.notes.append("rows are packed: rows here are their documents, counted through")
-        # Long rows that the chosen policy drops are what was asked for; everything else that failed is a fault.
-        asked_for = {"overflow"} if overflow != "raise" else set()
-        faults = [code for code in report.failures if code not in asked_for]
+        faults = [code for code in report.failures if source.kind != "raw" or code not in asked_for(overflow)]
         out.console.print(source_line(source, model))
         out.console.print(report)
         for line in advice(report, faults):

@@ -46,6 +46,16 @@ SPECIAL_TOKENS = Annotated[
 ]
 
 
+def asked_for(overflow: Overflow) -> frozenset[str]:
+    """Codes of rows that a policy drops as it was told to: counted and shown, but no fault.
+
+    `truncate` and `keep_turns` leave nothing to train on of a row whose prompt alone is too long.
+    """
+    if overflow == "raise":
+        return frozenset()
+    return frozenset({"overflow"} if overflow == "drop" else {"overflow", "no_supervised_tokens"})
+
+
 @contextmanager
 def step(output: Output, words: str) -> Iterator[None]:
     """`words` beside a spinner while something takes its time; nothing where stderr is no terminal."""

@@ -19,6 +19,7 @@ from sft_plugins.cli.inputs import (
     SPLIT,
     TRAIN_ON,
     Overflow,
+    asked_for,
     fact_table,
     mask_with_bar,
     source_facts,
@@ -91,7 +92,8 @@ def pack(
         with step(out, "packing"):
             policy = "raise" if keeps_turns else overflow
             packed, report = pack_dataset(masked, max_length, overflow=policy, seed=seed)
-        show(source_line(source, model), report, masking, lengths, (batch_size, accumulation, world), out)
+        steps = (batch_size, accumulation, world)
+        show(source_line(source, model), report, masking, lengths, steps=steps, overflow=overflow, out=out)
         if output is not None:
             with step(out, "saving"):
                 save(packed, output)
@@ -109,7 +111,7 @@ def pack(
                 "output": output,
             }
         )
-    if set(masking.failures) - {"overflow"}:
+    if set(masking.failures) - (asked_for(overflow) if keeps_turns else frozenset()):
         raise typer.Exit(EXIT_FINDINGS)
 
 
@@ -146,7 +148,14 @@ def token_lengths(dataset: Any) -> Any:
 
 
 def show(
-    source: Text, report: PackReport, masking: MaskReport, lengths: Any, steps: tuple[int, int, int], out: Output
+    source: Text,
+    report: PackReport,
+    masking: MaskReport,
+    lengths: Any,
+    *,
+    steps: tuple[int, int, int],
+    overflow: Overflow,
+    out: Output,
 ) -> None:
     """The report for people: facts, then the histogram, then what was lost."""
     from sft_plugins.cli.histogram import histogram
@@ -164,10 +173,9 @@ def show(
         console.print(Text.assemble((f"{kind}: ", "bold yellow"), f"{words} (masked rows {rows})."))
     for code, found in masking.failures.items():
         rows = ", ".join(map(str, found.first_rows)) + (", …" if found.count > len(found.first_rows) else "")
-        style = "bold yellow" if code == "overflow" else "bold red"
-        console.print(
-            Text.assemble((f"{code}: ", style), f"{found.count:,} rows left out (rows {rows}): {found.example}")
-        )
+        style = "bold yellow" if code in asked_for(overflow) else "bold red"
+        left_out = f"{found.count:,} {'row' if found.count == 1 else 'rows'} left out (rows {rows})"
+        console.print(Text.assemble((f"{code}: ", style), f"{left_out}: {found.example}"))
     console.print()
     console.print(Text("Tokens per document" + (", once cut" if masking.cut_rows else ""), "bold"))
     console.print(histogram(lengths, console, limit=report.max_length), no_wrap=True, overflow="ignore", crop=False)

@@ -74,6 +74,7 @@ def test_faultless_rows_pass_and_the_report_is_that_of_masking(model: Path, tmp_
     [
         (["--max-length", "30"], 1, ["overflow"]),
         (["--max-length", "30", "--overflow", "drop"], 0, []),
+        (["--max-length", "30", "--overflow", "keep_turns"], 0, []),
         (["--max-length", "1000"], 0, []),
         (["--limit", "3"], 0, []),
     ],

@@ -109,7 +109,7 @@ def test_rows_that_cannot_be_masked_are_left_out_named_and_exit_code_1(model: Pa
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     done = invoke("pack", data, "--model", model, "--max-length", "128", "--output", tmp_path / "out")
     assert done.exit_code == 1
-    assert "empty_response: 1 rows left out (rows 5)" in done.stdout
+    assert "empty_response: 1 row left out (rows 5)" in done.stdout
     assert "7 of 8 rows" in done.stdout
     assert sum(len(n) for n in Dataset.load_from_disk(str(tmp_path / "out"))["seq_lengths"]) == 7
 
