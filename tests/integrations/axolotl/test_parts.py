@@ -223,3 +223,58 @@ def test_another_plugins_collator_in_the_place_of_ours_stops_the_run() -> None:
     trainer.data_collator = DefaultDataCollator()
     with pytest.raises(MaskingError, match=r"collated by DefaultDataCollator.* list .*SFTPlugin first"):
         SFTPlugin().post_trainer_create(cfg, trainer)
+
+
+# --- runs in one process ----------------------------------------------------------------------------------------------
+
+
+def own(**rest: Any) -> Any:
+    """A validated configuration whose rows our strategy masked, and its raw form."""
+    from axolotl.utils.dict import DictDefault
+
+    return DictDefault(
+        {
+            "plugins": ["sft_plugins.integrations.axolotl.SFTPlugin"],
+            "sft_plugins": {"packing": False, "collapse": False},
+            "datasets": [{"path": "x", "type": STRATEGY}],
+            **rest,
+        }
+    )
+
+
+def test_a_run_begins_afresh_in_the_same_instance(caplog: pytest.LogCaptureFixture) -> None:
+    """Axolotl 0.21 keeps the instances of an earlier run: what they know of it must not reach the next."""
+    tokenizer = build_tokenizer("qwen")
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    rows = Dataset.from_list([{"input_ids": [5, 6, stop], "labels": [-100, 6, stop]}])
+    trainer = SimpleNamespace(
+        train_dataset=rows, eval_dataset=None, processing_class=tokenizer, data_collator=collators.padded(tokenizer)
+    )
+    plugin = SFTPlugin()
+    for _ in range(2):
+        plugin.register(own())
+        for _ in range(2):
+            plugin.add_callbacks_post_trainer(own(), trainer)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum(" is active: " in line for line in told) == 2
+    assert sum("audit of train rows: 1 rows" in line for line in told) == 2
+
+
+def test_commands_that_only_load_a_model_leave_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    plugin, packs = SFTPlugin(), own(sft_plugins={}, sequence_len=64)
+    plugin.register(own(merge_lora=True))
+    assert "takes no part in `axolotl merge-lora`" in caplog.text
+    assert plugin.get_training_args(packs) == {}
+    plugin.post_model_load(packs, object())  # would fail at the first touch
+    plugin.register(packs)
+    assert plugin.get_training_args(packs) == {"remove_unused_columns": False}
+
+
+def test_a_run_that_does_not_name_the_plugin_is_told_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    SFTPlugin().register(own(plugins=["other.Plugin"], inference=True))
+    assert "sft-plugins" not in caplog.text
+
+
+def test_packing_by_axolotl_alone_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    SFTPlugin().pre_model_load(own(sample_packing=True))
+    assert "nothing proves that packed documents do not see one another" in caplog.text
