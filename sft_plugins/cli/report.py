@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +64,7 @@ def report(
     with out.guard():
         with step(out, "reading histories"):
             found = [read_run(path) for place in runs for path in find_histories(place)]
-        found = list({run.path.resolve(): run for run in found}.values())
+        found = _told_apart(list({run.path.resolve(): run for run in found}.values()))
         for shown in _one(found[0]) if len(found) == 1 else _several(found):
             out.console.print(shown)
         if html is not None:
@@ -198,7 +198,7 @@ def _several(runs: list[Run]) -> list[RenderableType]:
     table = Table(title="Runs side by side", title_justify="left")
     table.add_column("run", overflow="fold")
     for title in ("verdict", "variety kept", "first alarm", "at step"):
-        table.add_column(title)
+        table.add_column(title, no_wrap=title == "verdict", overflow="fold")
     for run in runs:
         words, style = VERDICTS[run.report.status]
         facts = _facts(run)
@@ -237,6 +237,15 @@ def _finding(finding: dict[str, Any], level: str) -> Text:
     if finding.get("suggestion"):
         text.append(f" What to do: {finding['suggestion']}")
     return text
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Names without the folders that all of them lie in: `runs/a` and `runs/b` are `a` and `b`."""
+    names = [Path(run.name).parts for run in runs]
+    if len(runs) < 2:
+        return runs
+    same = next((i for i, parts in enumerate(zip(*names, strict=False)) if len(set(parts)) > 1), 0)
+    return [replace(run, name=str(Path(*parts[same:]))) for run, parts in zip(runs, names, strict=True)]
 
 
 def _percent(share: float) -> str:

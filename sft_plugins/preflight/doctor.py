@@ -12,6 +12,7 @@ against the same thing; the model is left as it was.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
     from sft_plugins.packing import isolate
     from sft_plugins.packing.entry import install, installed_backend, uninstall
     from sft_plugins.packing.probe import quiet, reference_of
-    from sft_plugins.packing.target import causal_lm_of
+    from sft_plugins.packing.target import causal_lm_of, lowest_precision
 
     net = model.model if isinstance(model, Twin) else model
     about = _about(net, str(model) if isinstance(model, Twin) else None)
@@ -137,6 +138,11 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
         lm = causal_lm_of(net)
     except ContaminationError as error:
         return Diagnosis(**about, ways=(), report=None, refusal=error.message, code=error.code, tolerance=None)
+    # Half precision may be off by more than a weak look ahead shows; what a twin sees does not depend on its precision.
+    if isinstance(model, Twin) and lowest_precision(net).itemsize < 4:
+        sharp = diagnose(Twin(copy.deepcopy(model.model).float(), model.cut))
+        if sharp.code == "not_causal":
+            return dataclasses.replace(sharp, **about, refusal=f"{sharp.refusal} (measured in float32)")
     before = installed_backend(lm)
     uninstall(lm)
     try:

@@ -105,6 +105,8 @@ def _kind(layer: nn.Module) -> Hashable:
 
 def _tells(name: str, value: Any) -> bool:
     """Whether an attribute tells kinds apart: switches and names do, counters of layers and sizes do not."""
+    if name.startswith("_") or name == "training":  # torch's own
+        return False
     if isinstance(value, str):
         return not any(character.isdigit() for character in value)
     return isinstance(value, bool) or value is None or "window" in name or ("chunk" in name and isinstance(value, int))
