@@ -36,6 +36,11 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def cpu_environment() -> dict[str, str]:
+    return environment()
+
+
+@pytest.fixture(scope="session")
 def launch() -> Launch:
     def run(worker: str, processes: int, folder: Path, *arguments: str) -> list[dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
