@@ -240,7 +240,7 @@ def verdict(diagnosis: Diagnosis) -> Text:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0e}"
+    return "–" if value is None else f"{value:.1g}"
 
 
 def _environment(hardware: str, versions: dict[str, str | None]) -> Text:
