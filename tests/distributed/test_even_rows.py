@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_plugins.errors import PackingError
-from sft_plugins.packing import even, pack_dataset
-from sft_plugins.packing.even import even_rows
+from sft_plugins.packing import even, even_rows, pack_dataset
 
 
 def documents(lengths: list[int]) -> Dataset:

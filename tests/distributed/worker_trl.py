@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator, isolate, pack_dataset, pack_stream
 from sft_plugins.integrations.trl import check_trainer, sft_arguments
-from sft_plugins.packing.even import even_rows
+from sft_plugins.packing import even_rows
 from testkit.tiny_models import VOCAB, build
 
 GLOBAL_BATCH = 4
