@@ -1,9 +1,11 @@
-"""Attention alone, forward and backward, on one packed row of real lengths: seconds, and the share of what the device can do.
+"""Attention alone, forward and backward, on the median packed row of real lengths: seconds, and the share of what is possible.
 
     ours      `varlen` on CUDA in half precision, else scaled-dot-product attention per document
     padded    one causal call on the documents padded to their longest
     dense     one call with a block-diagonal mask [1, 1, T, T]
     flex      flex attention with a block mask, compiled (CUDA only)
+
+Seconds are the median over `--repeats`; CPU seconds on a CPU.
 
 The floor is arithmetic: 2 · heads · head size · Σ l² operations forward (half of all l² scores) and 2.5 times that backward
 (flash attention computes the scores again), at the rate at which this device multiplies large square matrices.
@@ -16,32 +18,30 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from bench_attention import block_diagonal
-from harness import Measured, script
+from harness import Measured, clock_of, script
 from material import MODELS, conversation_lengths
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from sft_plugins.packing.boundaries import Boundaries
 from sft_plugins.packing.kernels import Rule, per_document, varlen, varlen_supports
+from sft_plugins.packing.plan import plan_packs
 
 METHODS = ("ours", "padded", "dense", "flex")
 
 
-def lengths_of(tokens: int) -> np.ndarray:
-    """Real conversations, cut at the row, until they fill it exactly."""
-    drawn: list[int] = []
-    for length in np.random.default_rng(0).permutation(conversation_lengths()):
-        drawn.append(int(min(length, tokens - sum(drawn))))
-        if sum(drawn) == tokens:
-            break
-    return np.array(drawn)
+def lengths_of(capacity: int) -> np.ndarray:
+    """Documents of the packed row whose Σ l² is the median of all: real conversations, cut at the row's size."""
+    lengths = np.minimum(conversation_lengths(), capacity)
+    rows = [lengths[pack] for pack in plan_packs(lengths, capacity, seed=0)]
+    rows = [row for row in rows if row.sum() > 0.99 * capacity]
+    return sorted(rows, key=lambda row: int((row**2).sum()))[len(rows) // 2]
 
 
 def waiting(device: str) -> Callable[[], Any]:
@@ -49,13 +49,13 @@ def waiting(device: str) -> Callable[[], Any]:
 
 
 def median_seconds(run: Callable[[], Any], device: str, repeats: int) -> float:
-    wait, times = waiting(device), []
+    wait, clock, times = waiting(device), clock_of(device), []
     for _ in range(repeats + 1):  # the first warms up, and compiles
         wait()
-        start = time.perf_counter()
+        start = clock()
         run()
         wait()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times[1:])
 
 
@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace) -> Measured:
                 torch.manual_seed(0)
                 shapes = (heads, kv_heads, kv_heads)
                 states = [
-                    torch.randn(1, n, rows, size, device=options.device, dtype=dtype, requires_grad=True)
+                    torch.randn(1, n, boundaries.tokens, size, device=options.device, dtype=dtype, requires_grad=True)
                     for n in shapes
                 ]
                 try:
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace) -> Measured:
                         "model": name,
                         "rows": rows,
                         "documents": len(boundaries.lengths),
-                        "squares_share": squares / rows**2,
+                        "squares_share": squares / boundaries.tokens**2,
                         "method": method,
                         "seconds": seconds,
                         "floor_s": floor,

@@ -1,4 +1,4 @@
-"""Single costs that `docs/scale.md` carries to a billion documents: planning, dealing, streaming and reading, with memory.
+"""Single costs that `docs/scale.md` carries to a billion documents: planning, packing, dealing, reading, with memory.
 
     python tests/benchmarks/bench_scale.py --plan 1000000 10000000 100000000
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from accelerate.data_loader import BatchSamplerShard
 from bench_packing import documents
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, disable_progress_bars, load_from_disk
 from harness import Measured, script
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from sft_plugins.packing import deal_rows, pack_dataset, pack_stream, plan_packs
 
@@ -46,6 +49,26 @@ class PeakMemory:
 
     def __exit__(self, *_: object) -> None:
         self.mib = _status("VmHWM") - self.start
+
+
+class AnonymousMemory:
+    """Highest memory (MiB) that no file backs, sampled, above that at the start: memory-mapped rows do not count."""
+
+    def __enter__(self) -> AnonymousMemory:
+        self.start = self.highest = _status("RssAnon")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.highest = max(self.highest, _status("RssAnon"))
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.mib = max(self.highest, _status("RssAnon")) - self.start
 
 
 def _status(name: str) -> float:
@@ -107,6 +130,55 @@ def reading(n: int) -> list[dict[str, Any]]:
     return records
 
 
+def packing(n: int) -> dict[str, Any]:
+    """Memory that `pack_dataset` needs beside its files: short documents, so that what it keeps per document shows."""
+    disable_progress_bars()
+    offsets = np.arange(0, 8 * n + 1, 8, dtype=np.int32)
+    ids = np.full(8 * n, 5, np.int32)
+    labels = np.where(np.arange(8 * n) % 8 == 0, -100, 5).astype(np.int32)
+    columns = {"input_ids": pa.ListArray.from_arrays(offsets, ids), "labels": pa.ListArray.from_arrays(offsets, labels)}
+    with tempfile.TemporaryDirectory() as folder:
+        Dataset(pa.table(columns)).save_to_disk(f"{folder}/rows")
+        del columns, ids, labels, offsets
+        rows = load_from_disk(f"{folder}/rows")
+        pack_dataset(rows.select(range(10)), CAPACITY)
+        with AnonymousMemory() as peak:
+            start = time.perf_counter()
+            pack_dataset(rows, CAPACITY, cache_file=f"{folder}/packed.arrow")
+            seconds = time.perf_counter() - start
+    return {"what": "pack to a file, 8 tokens each", "n": n, "seconds": seconds, "mib": peak.mib}
+
+
+def sampling(n: int) -> list[dict[str, Any]]:
+    """What one rank spends on choosing its rows: accelerate's shard walks over the batches of all ranks."""
+    records = []
+    for what, sampler in (
+        ("sample in sequence", SequentialSampler(range(n))),
+        ("sample at random", RandomSampler(range(n))),
+    ):
+        shard = BatchSamplerShard(BatchSampler(sampler, 1, drop_last=False), 512, 0)
+        with PeakMemory() as peak:
+            start = time.perf_counter()
+            for _ in shard:
+                pass
+            seconds = time.perf_counter() - start
+        records.append({"what": what, "n": n, "seconds": seconds, "mib": peak.mib})
+    return records
+
+
+def opening(batches: int) -> dict[str, Any]:
+    """A file of many record batches, as packing writes them, opened."""
+    with tempfile.TemporaryDirectory() as folder:
+        schema = Dataset.from_dict({"seq_lengths": [[1]]}).features.arrow_schema
+        with pa.OSFile(f"{folder}/rows.arrow", "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            batch = pa.record_batch([pa.array([[1, 2, 3]], schema.field(0).type)], schema=schema)
+            for _ in range(batches):
+                writer.write_batch(batch)
+        start = time.perf_counter()
+        Dataset.from_file(f"{folder}/rows.arrow")
+        return {"what": "open a file, per record batch", "n": batches, "seconds": time.perf_counter() - start}
+
+
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Run in a fresh process: the highest resident set of a process never falls."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -117,6 +189,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", type=int, nargs="*", default=[1_000_000, 10_000_000], help="lengths to plan")
     parser.add_argument("--deal", type=int, nargs="*", default=[100_000, 1_000_000], help="packed rows to deal")
     parser.add_argument("--stream", type=int, default=40_000, help="documents to stream")
+    parser.add_argument("--pack", type=int, default=4_000_000, help="documents of 8 tokens to pack")
+    parser.add_argument("--sample", type=int, default=10_000_000, help="rows to sample from")
     parser.add_argument("--read", type=int, default=20_000, help="documents in the file that is read")
 
 
@@ -126,6 +200,9 @@ def measure(options: argparse.Namespace) -> Measured:
     records += [alone(dealing, n, 64) for n in options.deal]
     records += [streaming(options.stream, size) for size in (1_000, 10_000) if options.stream]
     records += reading(options.read) if options.read else []
+    records += [alone(packing, options.pack)] if options.pack else []
+    records += alone(sampling, options.sample) if options.sample else []
+    records += [alone(opening, 5_000)]
     return Measured(records)
 
 

@@ -66,6 +66,11 @@ def script(
         options.json.write_text(json.dumps(found, indent=1, default=str))
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    """Wall seconds on a GPU. On a CPU the process's own, of all its threads: what else the machine does does not count."""
+    return time.perf_counter if device == "cuda" else time.process_time
+
+
 def plain_table(records: list[dict[str, Any]]) -> str:
     """Records as text; a column per key, in the order in which they are first met."""
     columns = list(dict.fromkeys(key for record in records for key in record))
