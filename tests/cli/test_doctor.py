@@ -15,9 +15,8 @@ from sft_plugins.preflight import doctor
 from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.twin import layer_kinds, twin
 from testkit.commands import invoke
+from testkit.isolation_matrix import examine
 from testkit.tiny_models import build
-
-MATRIX = Path(__file__).parents[2] / "docs" / "isolation-matrix.md"
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +120,13 @@ def test_bad_input_is_said_with_a_remedy(
 
 @pytest.mark.parametrize("name", ["opt", "bloom", "gpt_oss", "mamba2", "qwen3_next", "falcon", "gemma2", "deepseek_v3"])
 def test_the_twin_of_an_architecture_is_judged_as_the_isolation_matrix_judges_it(name: str) -> None:
-    """P1, P3, P5 on twins of default configurations; the page was measured by another program, on other models."""
-    import transformers
-
-    page = MATRIX.read_text()
-    if f"transformers {transformers.__version__}" not in page:
-        pytest.skip("the page is of another release of transformers")
-    row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
-    today, cached, backend = (cell.strip() for cell in row.split("|")[2:5])
+    """P1, P3, P5: the twin of the default configuration, beside the matrix's own model, documents and oracle."""
+    row = examine(name)
     found = doctor.diagnose(twin(CONFIG_MAPPING[name]()))
     assert found.report is not None
-    assert found.way("all_keys").verdict == today.split()[0].replace("raises", "fails")
-    assert found.way("all_keys_cached").verdict == cached.split()[0].replace("raises", "fails")
-    assert found.report.backend == backend
+    assert found.way("all_keys").verdict == row.today.split()[0].replace("raises", "fails")
+    assert found.way("all_keys_cached").verdict == row.today_with_cache.split()[0].replace("raises", "fails")
+    assert found.report.backend == row.backend
 
 
 def test_a_diagnosis_leaves_the_model_and_its_isolation_as_they_were() -> None:
