@@ -17,25 +17,38 @@ _STEPS = " ▏▎▍▌▋▊▉"  # eighths of a cell
 _NICE = (1, 2, 5)
 
 
-def bins(lengths: Any, most: int = BINS) -> list[tuple[int, int, int]]:
-    """`(shortest, longest, documents)` of at most `most` bins of one width (1, 2 or 5 times a power of ten) that cover all.
+def bins(lengths: Any, *, limit: int | None = None, most: int = BINS) -> list[tuple[int, int, int]]:
+    """`(shortest, longest, documents)` of at most `most` bins that cover all lengths.
+
+    Their width is 1, 2 or 5 times a power of ten. They reach as far as `limit` or 95 % of the documents, whichever is more; the
+    few that are longer still share the last one, so that one of 30,000 tokens does not make a single bar of all others.
 
     Example:
-        >>> bins([1, 3, 3, 10], most=2)
+        >>> bins([1, 3, 3, 10], limit=10, most=2)
         [(1, 5, 3), (6, 10, 1)]
+        >>> bins([5] * 99 + [3000], limit=8, most=3)
+        [(1, 5, 99), (6, 10, 0), (11, 3000, 1)]
     """
     lengths = np.asarray(lengths)
     if not len(lengths):
         return []
     longest = int(lengths.max())
-    width = next(nice * 10**power for power in range(12) for nice in _NICE if nice * 10**power * most >= longest)
-    counts = np.bincount((lengths - 1) // width)
-    return [(i * width + 1, (i + 1) * width, int(count)) for i, count in enumerate(counts)]
+    reach = max(limit or 1, int(np.percentile(lengths, 95)))
+    if reach < longest:
+        most -= 1
+    reach = min(reach, longest)
+    width = next(nice * 10**power for power in range(12) for nice in _NICE if nice * 10**power * most >= reach)
+    number = -(-reach // width)
+    counts = np.bincount(np.minimum((lengths - 1) // width, number), minlength=number)
+    found = [(i * width + 1, (i + 1) * width, int(count)) for i, count in enumerate(counts)]
+    if len(found) > number:
+        found[-1] = (found[-1][0], longest, found[-1][2])
+    return found
 
 
 def histogram(lengths: Any, console: Console, *, limit: int | None = None) -> Text:
     """Bars for `bins(lengths)`; those that begin beyond `limit` are in red, and say so without colour."""
-    rows = bins(lengths)
+    rows = bins(lengths, limit=limit)
     if not rows:
         return Text()
     labels = [f"{low:,}–{high:,}" for low, high, _ in rows]

@@ -107,7 +107,10 @@ def pack(
                 "report": report.to_dict(),
                 "training": training,
                 "masking": masking.to_dict(),
-                "lengths": [{"from": low, "to": high, "documents": count} for low, high, count in bins(lengths)],
+                "lengths": [
+                    {"from": low, "to": high, "documents": count}
+                    for low, high, count in bins(lengths, limit=max_length)
+                ],
                 "output": output,
             }
         )

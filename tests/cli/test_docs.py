@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,22 +69,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(desk: Path) -> Path:
-    """Two watched trainings under `runs/`."""
+def runs(desk: Path) -> None:
+    """A short watched training, under the name of every run that the page speaks of."""
     from sft_plugins.collapse.callback import ModeCollapseCallback
     from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fake_embedder, tiny_model, train
 
-    for name in ("masked", "packed"):
-        options = {
-            **OPTIONS,
-            "embedder": fake_embedder,
-            "every_steps": 3,
-            "output_dir": desk / "runs" / name / "collapse",
-        }
-        train(
-            tiny_model(), desk / "runs" / name, callbacks=[ModeCollapseCallback(byte_tokenizer(), PROMPTS, **options)]
-        )
-    return desk
+    first, *others = sorted({item for line in commands("report") for item in line if item.startswith("runs/")})
+    options = {**OPTIONS, "embedder": fake_embedder, "every_steps": 3, "output_dir": desk / first / "collapse"}
+    train(tiny_model(), desk / first, callbacks=[ModeCollapseCallback(byte_tokenizer(), PROMPTS, **options)])
+    for name in others:
+        shutil.copytree(desk / first / "collapse", desk / name / "collapse")
 
 
 @pytest.mark.parametrize("section", WITH_LINES)
@@ -96,9 +91,11 @@ def test_every_shell_line_runs(
     for program, *arguments in commands(section):
         assert program == "sft-plugins"
         assert arguments[0] == section
+        if not torch.cuda.is_available():
+            arguments = ["cpu" if item == "cuda" else item for item in arguments]
         done = invoke(*arguments)
-        # Exact rows are promised; what a tiny random model comes to in the other commands is not.
-        assert done.exit_code in ((0,) if section in ("inspect", "audit", "pack") else (0, 1)), done.output
+        # What a verdict on a made-up configuration comes to is not promised.
+        assert done.exit_code in ((0, 1) if section == "preflight" else (0,)), done.output
         if "--json" in arguments:
             json.loads(done.stdout)
         for option in ("--output", "--html"):

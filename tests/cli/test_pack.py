@@ -195,14 +195,20 @@ def test_a_limit_below_every_row_packs_nothing_and_says_so(data: Path, model: Pa
 # --- the histogram ----------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(1, 200_000), min_size=1, max_size=50))
-def test_bins_cover_every_length_once_and_are_few(lengths: list[int]) -> None:
-    found = bins(lengths)
+@given(st.lists(st.integers(1, 200_000), min_size=1, max_size=50), st.none() | st.integers(2, 10_000))
+def test_bins_cover_every_length_once_and_are_few(lengths: list[int], limit: int | None) -> None:
+    found = bins(lengths, limit=limit)
     assert len(found) <= BINS
     assert [count for *_, count in found] == [sum(low <= n <= high for n in lengths) for low, high, _ in found]
     assert sum(count for *_, count in found) == len(lengths)
     assert found[0][0] == 1
     assert all(left[1] + 1 == right[0] for left, right in pairwise(found))
+
+
+def test_one_enormous_document_does_not_make_one_bar_of_all_others() -> None:
+    found = bins([*range(1, 1001), 30_000], limit=2048)
+    assert sum(count > 0 for low, _, count in found if low <= 1000) >= 5
+    assert found[-1] == (found[-2][1] + 1, 30_000, 1)
 
 
 @pytest.mark.parametrize("width", [24, 40, 80, 200])
