@@ -71,7 +71,7 @@ def preflight(
                 "preflight.html.j2", verdict=verdict, words=WORDS, titles=TITLES, facts=facts(verdict), colours=colours
             )
             write_page(html, page)
-        out.emit(verdict.to_dict())
+        out.emit({"command": "preflight", **verdict.to_dict()})
     if verdict.colour == "red":
         raise typer.Exit(EXIT_FINDINGS)
 
