@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def shard_on_the_cpu() -> None:
     from accelerate import PartialState
@@ -36,6 +38,7 @@ def main() -> None:
         shard_on_the_cpu()
         del arguments[0]
     sys.argv = arguments
+    torch.manual_seed(0)  # TRL 1.9 draws the adapter's weights before it seeds
     trainer = runpy.run_path(arguments[0], run_name="__main__")["trainer"]
     found = {
         "world": trainer.args.world_size,
