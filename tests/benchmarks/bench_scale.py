@@ -189,8 +189,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", type=int, nargs="*", default=[1_000_000, 10_000_000], help="lengths to plan")
     parser.add_argument("--deal", type=int, nargs="*", default=[100_000, 1_000_000], help="packed rows to deal")
     parser.add_argument("--stream", type=int, default=40_000, help="documents to stream")
-    parser.add_argument("--pack", type=int, default=4_000_000, help="documents of 8 tokens to pack")
-    parser.add_argument("--sample", type=int, default=10_000_000, help="rows to sample from")
+    parser.add_argument("--pack", type=int, default=500_000, help="documents of 8 tokens to pack")
+    parser.add_argument("--sample", type=int, default=1_000_000, help="rows to sample from")
     parser.add_argument("--read", type=int, default=20_000, help="documents in the file that is read")
 
 
@@ -200,9 +200,9 @@ def measure(options: argparse.Namespace) -> Measured:
     records += [alone(dealing, n, 64) for n in options.deal]
     records += [streaming(options.stream, size) for size in (1_000, 10_000) if options.stream]
     records += reading(options.read) if options.read else []
-    records += [alone(packing, options.pack)] if options.pack else []
-    records += alone(sampling, options.sample) if options.sample else []
-    records += [alone(opening, 5_000)]
+    records += [packing(options.pack)] if options.pack else []
+    records += sampling(options.sample) if options.sample else []
+    records += [opening(500)]
     return Measured(records)
 
 
