@@ -243,6 +243,8 @@ def main() -> None:
         print(f"\nwritten: {out}")
     PAGE.write_text(render())
     print(f"rendered: {PAGE}")
+    if not options.render and (ended := [n for n in options.names or known if n in found["benchmarks"][n]["skipped"]]):
+        sys.exit(f"did not finish: {', '.join(ended)}")
 
 
 if __name__ == "__main__":
