@@ -72,7 +72,8 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Bytes: a crash may cut a character in two, and text splits at U+2028 too, which an answer may hold.
+        lines = path.read_bytes().rstrip().split(b"\n")
     except OSError as error:
         raise CollapseError(f"cannot read the history {str(path)!r}: {error}", code="history_file") from error
     records: list[dict[str, Any]] = []
@@ -81,7 +82,7 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             if number == len(lines) - 1:
                 break
             raise CollapseError(f"line {number + 1} of {path} is not JSON", code="history_file", row=number) from error

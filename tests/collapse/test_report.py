@@ -216,3 +216,21 @@ def test_numbers_that_json_cannot_hold_become_null() -> None:
         "c": [3],
     }
     assert config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1}) != config_hash({"a": 1, "b": 3})
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_a_last_line_cut_anywhere_is_left_out(cut: int, tmp_path: Path) -> None:
+    """A running training may be in the middle of a character."""
+    path = tmp_path / "history.jsonl"
+    whole = b'{"kind": "run", "step": 0}\n'
+    path.write_bytes(whole + '{"kind": "probe", "step": 1, "text": "日本"}\n'.encode()[:-cut])
+    assert [record["kind"] for record in read_history(path)] == (["run", "probe"] if cut == 1 else ["run"])
+
+
+def test_an_answer_may_hold_any_kind_of_line_end(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    for step, end in enumerate(["\u2028", "\u2029", "\x85", "\r", "\n", "\x0b"]):
+        history.append("run" if step == 0 else "probe", step=step, text=f"a{end}b")
+    assert [record["text"][1] for record in read_history(tmp_path / "history.jsonl")] == list(
+        "\u2028\u2029\x85\r\n\x0b"
+    )
