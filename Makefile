@@ -20,7 +20,7 @@ VENV_AX_LATEST := .venv-axolotl-latest
 RECIPE  := pyproject.toml Makefile
 
 # Axolotl's environment runs the oldest supported TRL, transformers, PEFT and datasets, so what touches a host runs there again.
-AXOLOTL_TESTS ?= tests/integrations tests/masking tests/packing tests/collapse tests/cli tests/test_configs.py
+AXOLOTL_TESTS ?= tests/integrations tests/masking tests/packing tests/collapse tests/cli tests/preflight tests/distributed tests/test_configs.py
 SHARED := -n $(WORKERS) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -107,8 +107,9 @@ MASKING = [
     "MaskReport", "Masked", "MaskedExample", "PromptMasker", "StrictPromptMaskingCollator", "check_masks", "mask_dataset",
 ]  # fmt: skip
 PACKING = [
-    "BlockDiagonalPackingCollator", "IsolationReport", "PackPlan", "PackReport", "PackStream", "Packed",
-    "check_isolation", "isolate", "pack_dataset", "pack_stream", "plan_packs",
+    "BalanceReport", "BlockDiagonalPackingCollator", "Dealt", "IsolationReport", "PackPlan", "PackReport", "PackStream",
+    "Packed", "RowCost", "check_dealing", "check_isolation", "deal_rows", "even_rows", "isolate", "pack_dataset",
+    "pack_stream", "plan_packs",
 ]  # fmt: skip
 COLLAPSE = ["DetectorConfig", "Finding", "ModeCollapseCallback", "Verdict", "load_prompts", "write_report"]
 TOP = [

@@ -27,7 +27,7 @@ _BATCH = 256
 ORIGINS = ("trained", *ROLES, "template", "untrained")
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 # One record per row out, and one without ids per row of data that failed; they leave with the report.
-_RECORD = Features(
+RECORD = Features(
     {
         **FEATURES,
         "source": Value("int64"),
@@ -93,12 +93,17 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
         batched=True,
         batch_size=_BATCH,
         remove_columns=dataset.column_names,
-        features=_RECORD,
+        features=RECORD,
         num_proc=num_proc,
         new_fingerprint=fingerprint,
         desc="Masking",
     )
-    report = _read_report(records.with_format("arrow"), masker, rows_in=len(dataset))
+    return from_records(records, masker, rows_in=len(dataset))
+
+
+def from_records(records: Dataset, masker: PromptMasker, *, rows_in: int) -> Masked:
+    """The rows to train on, out of the records (`RECORD`) of all `rows_in` rows of data, and their report."""
+    report = _read_report(records.with_format("arrow"), masker, rows_in=rows_in)
     masked = records.select_columns(["input_ids", "labels"]).with_format(None)
     if report.failures:
         kept = np.flatnonzero(pa.compute.is_null(records.data["code"]).to_numpy())
@@ -113,11 +118,11 @@ class _EncodeTable:
         self.masker = masker
 
     def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
-        return _records(self.masker.encode_batch(table.to_pylist()), indices, self.masker)
+        return to_records(self.masker.encode_batch(table.to_pylist()), indices, self.masker)
 
 
-def _records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker) -> pa.Table:
-    """Outcomes as a table of `_RECORD`s; raises the first error that the masker's options do not let drop."""
+def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker) -> pa.Table:
+    """Outcomes as a table of `RECORD`s; raises the first error that the masker's options do not let drop."""
     rows: list[MaskedExample] = []
     sources: list[int] = []
     failures: list[tuple[int, MaskingError]] = []
@@ -226,7 +231,7 @@ def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         report.rows_in += len(examples)
-        records = _records(masker.encode_batch(examples), indices, masker)
+        records = to_records(masker.encode_batch(examples), indices, masker)
         _count_sources(report, records)
         return _absorb(report, records, masker).to_pydict()
 

@@ -176,31 +176,23 @@ def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], 
     Raises:
         MaskingError: as `mask_dataset`; under `errors="drop"` never for a row.
     """
-    import numpy as np
     from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter
 
-    from sft_plugins.masking import Masked
-    from sft_plugins.masking.dataset import _RECORD, _read_report, _records
+    from sft_plugins.masking.dataset import RECORD, from_records, to_records
 
     file = scratch_folder() / "masked.arrow"
     rows_in = 0
     rows = source.rows()
-    with ArrowWriter(path=str(file), features=_RECORD) as writer:
+    with ArrowWriter(path=str(file), features=RECORD) as writer:
         while batch := list(itertools.islice(rows, _BATCH)):
-            records = _records(masker.encode_batch(batch), list(range(rows_in, rows_in + len(batch))), masker)
+            records = to_records(masker.encode_batch(batch), list(range(rows_in, rows_in + len(batch))), masker)
             writer.write_table(records)
             rows_in += len(batch)
             if advance is not None:
                 advance(len(batch))
         writer.finalize()
-    made = Dataset.from_file(str(file))
-    report = _read_report(made.with_format("arrow"), masker, rows_in=rows_in)
-    masked = made.select_columns(["input_ids", "labels"])
-    if report.failures:  # records without ids, one per row that failed
-        kept = np.flatnonzero(made.data["code"].is_null().to_numpy())
-        masked = masked.select(kept).flatten_indices() if len(kept) else masked.select([])
-    return Masked(masked, report)
+    return from_records(Dataset.from_file(str(file)), masker, rows_in=rows_in)
 
 
 def scratch_folder() -> Path:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from sft_plugins.masking import MaskReport, PromptMasker, check_masks
-from sft_plugins.masking.tokenized import MASK_COLUMNS
-from sft_plugins.preflight.data import Source, check_form, mask_rows, open_data
+from sft_plugins.preflight.data import Source, check_form, documents, mask_rows, open_data
 from sft_plugins.preflight.findings import Finding, Level
 from sft_plugins.preflight.plan import DataEntry, Plan
 from sft_plugins.preflight.words import FAILURES, REMEDIES
@@ -180,25 +178,6 @@ class _Judge:
                 "error", "double_bos", f"the text begins with {bos!r}, and the tokenizer adds another.",
                 count=len(twice), rows=tuple(twice[:5]),
             )  # fmt: skip
-
-
-def documents(source: Source) -> Iterator[dict[str, Any]]:
-    """The rows; packed ones as their documents. Lengths 2, 3 → tokens 0–2 and 2–5.
-
-    Where `seq_lengths` do not add up to the row, the row comes whole, with a `labels` column too short on purpose, so that
-    it is counted as `length_mismatch` and nothing of it passes.
-    """
-    for row in source.rows():
-        lengths = row.get("seq_lengths")
-        if lengths is None:
-            yield row
-            continue
-        if sum(lengths) != len(row["input_ids"]) or min(lengths, default=0) < 1:
-            yield {"input_ids": row["input_ids"], "labels": []}
-            continue
-        names = [name for name in ("input_ids", "labels", *MASK_COLUMNS) if row.get(name) is not None]
-        for length, end in zip(lengths, accumulate(lengths), strict=True):
-            yield {name: row[name][end - length : end] for name in names}
 
 
 def null_filled(source: Source) -> list[int]:
