@@ -22,7 +22,7 @@ from axolotl.utils.logging import get_logger
 from transformers import HfArgumentParser
 
 from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins.errors import ContaminationError, MaskingError
+from sft_plugins.errors import ContaminationError, MaskingError, PackingError
 from sft_plugins.integrations._compat import require
 from sft_plugins.integrations.axolotl import collators
 from sft_plugins.integrations.axolotl.announcement import Command, active, idle, warnings
@@ -32,7 +32,7 @@ from sft_plugins.integrations.axolotl.contradictions import dataset_entries, is_
 from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
 from sft_plugins.integrations.axolotl.settings import KEY, PackingSettings, Settings
 from sft_plugins.integrations.axolotl.watch import collapse_callback
-from sft_plugins.packing import isolate, pack_dataset
+from sft_plugins.packing import even_rows, isolate, pack_dataset
 
 LOG = get_logger("axolotl.sft_plugins")
 
@@ -99,6 +99,7 @@ class SFTPlugin(BasePlugin):
             strict=strict,
             name="evaluation",
         )
+        train = _evened(train, cfg.batch_size)
         self._packed, self._heldout = True, meta.eval_dataset
         steps = calculate_total_num_steps(cfg, train, update=False)
         return TrainDatasetMeta(train, evaluation, min(steps, cfg.max_steps) if cfg.max_steps else steps)
@@ -230,6 +231,24 @@ def _pack(rows: Any, max_length: int, settings: PackingSettings, *, strict: bool
         f"{report.fill:.1%} full\n{report}"
     )
     return packed
+
+
+def _evened(packed: Any, rows_per_step: int) -> Any:
+    """As many rows as optimizer steps take: else documents are trained twice on several ranks, and Axolotl cuts the last
+    epoch short."""
+    try:
+        even = even_rows(packed, rows_per_step)
+    except PackingError as error:  # hardly more documents than rows: nothing to take apart
+        LOG.warning(
+            f"sft-plugins: {len(packed):,} packed rows are no multiple of the {rows_per_step:,} rows of an optimizer step, "
+            f"and cannot be made so ({error.message}): on several ranks some documents are trained twice per epoch"
+        )
+        return packed
+    if even is not packed:
+        LOG.info(
+            f"sft-plugins took packed rows apart between documents: {len(even):,} rows, {rows_per_step:,} to a step"
+        )
+    return even
 
 
 def _first_label_off(row: dict[str, Any]) -> dict[str, Any]:

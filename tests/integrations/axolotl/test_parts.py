@@ -278,3 +278,25 @@ def test_a_run_that_does_not_name_the_plugin_is_told_nothing(caplog: pytest.LogC
 def test_packing_by_axolotl_alone_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     SFTPlugin().pre_model_load(own(sample_packing=True))
     assert "nothing proves that packed documents do not see one another" in caplog.text
+
+
+def test_packed_rows_come_out_even_for_the_optimizer_steps() -> None:
+    """P14: 3 rows of 5 documents, 2 rows to a step: one is taken apart, and no document is lost or doubled."""
+    from sft_plugins.integrations.axolotl.plugin import _evened
+
+    rows = {"input_ids": [[5, 6, 7, 8], [9, 3, 4], [2, 2]], "labels": [[-100, 6, -100, 8], [-100, 3, 4], [-100, 2]]}
+    packed = Dataset.from_dict(rows | {"seq_lengths": [[2, 2], [3], [2]]})
+    even = _evened(packed, 2)
+    assert len(even) == 4
+    assert sorted(length for row in even for length in row["seq_lengths"]) == [2, 2, 2, 3]
+    assert _evened(even, 2) is even
+
+
+def test_rows_that_cannot_be_taken_apart_are_kept_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sft_plugins.integrations.axolotl.plugin as module
+
+    said: list[str] = []
+    monkeypatch.setattr(module.LOG, "warning", said.append)
+    alone = Dataset.from_dict({"input_ids": [[5, 6]], "labels": [[-100, 6]], "seq_lengths": [[2]]})
+    assert module._evened(alone, 4) is alone
+    assert "trained twice" in said[0]
