@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,19 @@ class TRLRows:
                 "`assistant_only_loss` needs `{% generation %}` in the chat template; it has none, and TRL has none to put "
                 "in its place.",
             )
+        straddled = _straddled(source, tokenizer)
+        if straddled:
+            yield dataclasses.replace(
+                finding(
+                    "error",
+                    "masking",
+                    "boundary",
+                    "a token holds the end of the prompt and the beginning of the answer: TRL tokenises both together, and "
+                    "cuts where the prompt alone would end.",
+                ),
+                count=len(straddled),
+                rows=tuple(straddled[:5]),
+            )
         tail = _after_the_stop(source, entry, tokenizer) if self.completion_only in (None, True) else ""
         if tail:
             yield finding(
@@ -84,6 +98,19 @@ class TRLRows:
         except ValueError:  # TRL has no template of its own to put in its place
             return False
         return True
+
+
+def _straddled(source: Source, tokenizer: Any) -> list[int]:
+    """Rows of strings in which the ids of the prompt are not the first ids of prompt and completion together."""
+    rows = []
+    for index, row in enumerate(source.rows()):
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            continue
+        alone, whole = (tokenizer(text)["input_ids"] for text in (prompt, prompt + completion))
+        if whole[: len(alone)] != alone:
+            rows.append(index)
+    return rows
 
 
 def _after_the_stop(source: Source, entry: DataEntry, tokenizer: Any) -> str:

@@ -86,7 +86,12 @@ PACKED = {"sample_packing": True, "eval_sample_packing": True}
 BOS = "<|begin_of_text|>"
 
 FAULTS = [
+    Fault(failure="M1", code="missing_stop", rows=tokenised("no stop")),  # labels masked where the id is the pad id
     Fault(failure="M2", code="prompt_supervised", rows=tokenised("whole row")),
+    Fault(
+        failure="M3", code="boundary", host="trl", rows=[{"prompt": "The answ", "completion": "er is 4"}],
+        tokenizer=lambda: build_tokenizer("merging"),
+    ),
     Fault(failure="M5", code="no_generation_markers", host="trl", config={"assistant_only_loss": True}),
     Fault(failure="M6", code="content_lost", rows=answers("A longer answer than that."), template=TRIMMING),
     Fault(failure="M7", code="missing_stop", template=NO_STOP),
@@ -133,6 +138,10 @@ FAULTS = [
 ]  # fmt: skip
 
 
+SHOWN_AS = {"M1": "M7", "P5": "P1", "P8": "M15"}
+"""Failures that show as the same fault as another does."""
+
+
 def write_run(fault: Fault, folder: Path) -> Path:
     """Model folder, data file and configuration of a run; returns the configuration."""
     model = folder / "model"
@@ -167,8 +176,7 @@ def test_each_failure_is_caught_by_its_code(fault: Fault, tmp_path: Path) -> Non
     assert fault.code in found, [f"{f.level} {f.code}: {f.message}" for f in verdict.findings]
     finding = found[fault.code]
     assert finding.level == fault.level
-    # P5 and P8 show as the same fault as P1 and M15 do.
-    assert finding.failure in {fault.failure, {"P5": "P1", "P8": "M15"}.get(fault.failure)}
+    assert finding.failure == SHOWN_AS.get(fault.failure, fault.failure)
     assert finding.message
     assert finding.remedy or fault.level == "note"
     assert verdict.colour == {"error": "red", "warning": "amber", "note": verdict.colour}[fault.level]
