@@ -75,7 +75,7 @@ def test_every_python_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("page", LINKING)
 def test_every_file_a_page_links_to_is_there(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8"))
+    links = re.findall(r"\]\((?!https?:)([^()#\s]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8"))
     assert links or page != "README.md"
     assert [link for link in links if not os.path.exists(ROOT / Path(page).parent / link)] == []
 
