@@ -44,7 +44,7 @@ def read_plan(path: str | Path, overrides: Overrides | None = None) -> Plan:
             code="unknown_config",
             remedy="An Axolotl YAML has `base_model:`; TRL's arguments have `model_name_or_path:` and `dataset_name:`.",
         )
-    read = read_axolotl if is_axolotl > is_trl else read_trl
+    read = read_axolotl if "base_model" in data or is_axolotl > is_trl else read_trl
     plan, known = read(data, str(path), overrides)
     if known is not None:
         _refuse_unknown(data, known, path, plan.host)

@@ -12,7 +12,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.integrations.axolotl.contradictions import contradictions, is_ours, packer
 from sft_plugins.integrations.axolotl.fields import RowFields
 from sft_plugins.integrations.axolotl.settings import KEY, Settings
-from sft_plugins.integrations.preflight.settings import Overrides, needed, number, of_config, switch
+from sft_plugins.integrations.preflight.settings import Overrides, entries_of, needed, number, of_config, switch
 from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.findings import Finding
 from sft_plugins.preflight.plan import DataEntry, Plan
@@ -82,12 +82,12 @@ def _entries(
     if not data.get("datasets"):
         raise AssetError(f"{path} names no data.", code="no_data", remedy="Add `datasets:`, or give --data.")
     for name in ("datasets", "test_datasets"):
-        for index, entry in enumerate(data.get(name) or ()):
+        for index, entry in enumerate(entries_of(data, name, path)):
             yield _entry(entry, f"{name}[{index}]", data, overrides, settings, path)
 
 
 def _type_of_first(data: Mapping[str, Any]) -> Any:
-    return next((entry.get("type") for entry in data.get("datasets") or ()), "chat_template")
+    return next((entry.get("type") for entry in entries_of(data, "datasets", "--data")), "chat_template")
 
 
 def _entry(
@@ -100,14 +100,14 @@ def _entry(
 ) -> DataEntry:
     masking = settings.masking if settings is not None and (is_ours(entry) or overrides.components) else None
     exact = masking is not None
-    files = entry.get("data_files")
-    file = str((files[0] if isinstance(files, list) else files) or entry.get("path") or "")
     kind = entry.get("type")
     everything = switch(data, "train_on_inputs") or kind == "completion"
     return DataEntry(
         where=where,
-        path=needed(file, code="no_data", what=f"`path` in {where}", path=path, remedy="Give a file or folder."),
-        split=None if file == str(files) else entry.get("split"),
+        path=needed(
+            entry.get("path"), code="no_data", what=f"`path` in {where}", path=path, remedy="Give a file or folder."
+        ),
+        split=entry.get("split"),
         evaluation=where.startswith("test_"),
         exact=exact,
         trains="everything" if everything and not exact else "answers",
@@ -170,7 +170,7 @@ def _findings(data: Mapping[str, Any], settings: Settings | None) -> Iterator[Fi
                     f"Remove `{name}`, or `sample_packing`.",
                     "P15",
                 )
-    for index, entry in enumerate(data.get("datasets") or ()):
+    for index, entry in enumerate(entries_of(data, "datasets", "datasets")):
         yield from _entry_findings(entry, f"datasets[{index}]", data)
 
 
@@ -239,7 +239,12 @@ def _plugin_keys(data: Mapping[str, Any]) -> set[str]:
     names: set[str] = set()
     for plugin in data.get("plugins") or ():
         module, _, cls = str(plugin).replace(":", ".").rpartition(".")
-        arguments = getattr(import_module(module), cls)().get_input_args()
+        try:
+            arguments = getattr(import_module(module), cls)().get_input_args()
+        except (ImportError, AttributeError, ValueError) as error:
+            raise AssetError(
+                f"`plugins: {plugin}` cannot be loaded: {error}.", code="bad_config", remedy="Correct or install it."
+            ) from error
         if arguments:
             module, _, cls = arguments.rpartition(".")
             names |= set(getattr(import_module(module), cls).model_fields)

@@ -37,6 +37,30 @@ def needed(value: Any, *, code: str, what: str, path: str, remedy: str) -> str:
     return str(value)
 
 
+def entries_of(data: Mapping[str, Any], name: str, path: str) -> list[Mapping[str, Any]]:
+    """The entries under `name`, one per file: `data_files` of several are several.
+
+    Raises:
+        AssetError: `bad_config` where an entry holds no keys and values.
+    """
+    found: list[Mapping[str, Any]] = []
+    given = data.get(name) or ()
+    for entry in given if isinstance(given, list | tuple) else [given]:
+        if not isinstance(entry, Mapping):
+            raise AssetError(
+                f"{path}: `{name}` holds {entry!r}; an entry with `path:` was expected.",
+                code="bad_config",
+                remedy=f"Write `{name}:` as a list, `- path: …` each.",
+            )
+        files = entry.get("data_files")
+        if not files:
+            found.append(entry)
+            continue
+        # A file is read whole: `split` names a part of a saved data set.
+        found += [{**entry, "path": file, "split": None} for file in ([files] if isinstance(files, str) else files)]
+    return found
+
+
 def switch(data: Mapping[str, Any], name: str, default: bool = False) -> bool:
     """A true-or-false setting; YAML may have left it empty."""
     value = data.get(name)

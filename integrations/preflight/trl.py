@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_plugins.integrations.preflight.settings import Overrides, needed, number, of_config, switch
+from sft_plugins.integrations.preflight.settings import Overrides, entries_of, needed, number, of_config, switch
 from sft_plugins.integrations.preflight.trl_rows import TRLRows
 from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.findings import Finding
@@ -67,16 +67,17 @@ def _entries(data: Mapping[str, Any], path: str, overrides: Overrides) -> Iterat
     if overrides.data:
         yield DataEntry(where="--data", path=overrides.data, **shared)
         return
-    mixture = data.get("datasets")
+    mixture = entries_of(data, "datasets", path)
+    for index, entry in enumerate(mixture):
+        file = needed(
+            entry.get("path"),
+            code="no_data",
+            what=f"`path` in datasets[{index}]",
+            path=path,
+            remedy="Give a file or folder.",
+        )
+        yield DataEntry(where=f"datasets[{index}]", path=file, split=entry.get("split"), **shared)
     if mixture:
-        for index, entry in enumerate(mixture):
-            files = entry.get("data_files")
-            yield DataEntry(
-                where=f"datasets[{index}]",
-                path=str((files[0] if isinstance(files, list) else files) or entry.get("path")),
-                split=entry.get("split"),
-                **shared,
-            )
         return
     name = needed(
         data.get("dataset_name"),

@@ -86,7 +86,7 @@ def facts(verdict: Verdict) -> dict[str, str]:
         "data": f"{rows:,} rows ({forms})",
         "masking": "; ".join(
             f"{e.entry.where}: {e.report.supervised_share:.1%} of {e.report.tokens:,} tokens are answers"
-            + (", and all carry loss" if e.entry.trains == "everything" and not e.entry.exact else "")
+            + (", and all carry loss" if any(f.code == "prompts_trained" for f in e.findings) else "")
             for e in verdict.entries
             if e.report is not None
         )

@@ -39,6 +39,8 @@ BAD = {
     "an unknown packing strategy": ({**TRL, "packing_strategy": "best"}, "bad_config", "bfd_split"),
     "settings without the plug-in": ({**AXOLOTL, "sft_plugins": {}}, "unknown_key", "plugins"),
     "a typo in our settings": ({**AXOLOTL, **PLUGIN, "sft_plugins": {"maskin": {}}}, "bad_config", "masking"),
+    "data that is no entry": ({**AXOLOTL, "datasets": ["rows.jsonl"]}, "bad_config", "rows.jsonl"),
+    "data that is no list": ({**TRL, "datasets": "rows.jsonl"}, "bad_config", "rows.jsonl"),
     "a missing template": ({**TRL, "chat_template_path": "no.jinja"}, "missing_file", "no.jinja"),
 }
 
@@ -139,3 +141,20 @@ def test_a_template_in_the_yaml_or_a_file_is_taken(tmp_path: Path) -> None:
     for given in ("{{ messages }}", str(file)):
         plan = read(tmp_path, {**AXOLOTL, "chat_template": "jinja", "chat_template_jinja": given})
         assert plan.entries[0].chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("host", [TRL, AXOLOTL])
+def test_every_one_of_several_data_files_is_looked_at(host: dict[str, Any], tmp_path: Path) -> None:
+    entry = {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "split": "train", "type": "chat_template"}
+    plan = read(tmp_path, {**host, "datasets": [entry]})
+    assert [(entry.path, entry.split) for entry in plan.entries] == [("a.jsonl", None), ("b.jsonl", None)]
+
+
+def test_base_model_makes_it_axolotls_whatever_else_is_there(tmp_path: Path) -> None:
+    assert read(tmp_path, {"base_model": "m", "datasets": [{"path": "d.jsonl"}]}).host == "Axolotl"
+
+
+@pytest.mark.skipif(not find_spec("axolotl"), reason="a plug-in's keys are asked for where Axolotl is installed")
+def test_a_plug_in_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="no_such_module"):
+        read(tmp_path, {**AXOLOTL, "plugins": ["no_such_module.Plugin"]})
