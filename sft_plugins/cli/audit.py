@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.text import Text
@@ -16,16 +16,13 @@ from sft_plugins.cli.inputs import (
     SPECIAL_TOKENS,
     SPLIT,
     TRAIN_ON,
-    asked_for,
+    faults,
     mask_with_bar,
     source_facts,
     source_line,
     step,
 )
 from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
-
-if TYPE_CHECKING:
-    from sft_plugins.masking import MaskReport
 
 _EPILOG = (
     "Examples: sft-plugins audit rows.jsonl --model ./model | sft-plugins audit last_run_prepared -m ./model --json | "
@@ -53,12 +50,13 @@ def audit(
     """Check every row: what carries loss, what is refused and why, what is wrong with masks made elsewhere."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
-        from sft_plugins.preflight.data import check_form, documents, open_data
+        from sft_plugins.preflight.data import check_form, open_data
 
         source = open_data(data, split=split, limit=limit)
         check_form(source)
         with step(out, "loading the tokenizer"):
-            from sft_plugins.masking import PromptMasker, check_masks
+            from sft_plugins.masking import PromptMasker
+            from sft_plugins.preflight.documents import check_documents
             from sft_plugins.preflight.models import load_tokenizer
 
             tokenizer = load_tokenizer(model)
@@ -70,37 +68,34 @@ def audit(
             report = mask_with_bar(source, masker, out).report
         else:
             with step(out, "checking masks"):
-                report = check_masks(documents(source), tokenizer)
-            if source.kind == "packed":
-                report.notes.append("rows are packed: rows here are their documents, counted through")
-        faults = [code for code in report.failures if source.kind != "raw" or code not in asked_for(overflow)]
+                report = check_documents(source.rows(), tokenizer)
+        found = faults(report, overflow)
         out.console.print(source_line(source, model))
         out.console.print(report)
-        for line in advice(report, faults):
+        for line in advice(found, "document" if source.kind == "packed" else "row"):
             out.console.print(line)
         out.emit(
             {
                 "command": "audit",
                 "data": source_facts(source),
                 "model": model,
-                "ok": not faults,
-                "faults": faults,
+                "ok": not found,
+                "faults": list(found),
                 "report": report.to_dict(),
             }
         )
-    if faults:
+    if found:
         raise typer.Exit(EXIT_FINDINGS)
 
 
-def advice(report: MaskReport, faults: list[str]) -> list[Text]:
-    """A line on each fault: how many rows, and what to do about them."""
+def advice(found: dict[str, int], unit: str) -> list[Text]:
+    """A line on each fault: how many rows (or documents, the `unit`), and what to do about them."""
     from sft_plugins.preflight.words import REMEDIES
 
-    if not faults:
+    if not found:
         return [Text("every row is masked exactly", "bold green")]
     lines = []
-    for code in sorted(faults, key=lambda code: -report.failures[code].count):
-        count = report.failures[code].count
-        pieces: list[Any] = [(f"{code}: ", "bold red"), f"{count:,} {'row' if count == 1 else 'rows'}. "]
+    for code, count in sorted(found.items(), key=lambda item: -item[1]):
+        pieces: list[Any] = [(f"{code}: ", "bold red"), f"{count:,} {unit if count == 1 else unit + 's'}. "]
         lines.append(Text.assemble(*pieces, REMEDIES.get(code, "")))
     return lines

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from sft_plugins.cli.watching import SAFE_SENTENCE, Watching, same_answer_rows
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import Masked, PromptMasker, StrictPromptMaskingCollator, mask_dataset
 from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset
+from sft_plugins.preflight.documents import document_spans
 
 DOCUMENTS_PER_ROW = 2  # a packed row has room for this many rows of full length
 CONVERSATIONS = 1000  # of the packaged 4,000: enough for a telling report, masked in seconds
@@ -262,12 +262,8 @@ def packed_beside_padded(
 
 
 def documents_of(row: Row) -> list[Row]:
-    """The single documents of a packed row. Lengths 2, 3 → tokens 0–2 and 2–5."""
-    ends = list(accumulate(row["seq_lengths"]))
-    return [
-        {name: row[name][end - length : end] for name in ("input_ids", "labels")}
-        for length, end in zip(row["seq_lengths"], ends, strict=True)
-    ]
+    """The single documents of a packed row."""
+    return [{name: row[name][start:end] for name in ("input_ids", "labels")} for start, end in document_spans(row)]
 
 
 def show_verdict(watch: Watching, *, console: Console) -> None:

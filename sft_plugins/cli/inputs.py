@@ -14,7 +14,7 @@ from rich.text import Text
 from sft_plugins.cli.output import Output
 
 if TYPE_CHECKING:
-    from sft_plugins.masking import Masked, PromptMasker
+    from sft_plugins.masking import Masked, MaskReport, PromptMasker
     from sft_plugins.preflight.data import Source
 
 TrainOn = Literal["all", "last"]
@@ -46,14 +46,12 @@ SPECIAL_TOKENS = Annotated[
 ]
 
 
-def asked_for(overflow: Overflow) -> frozenset[str]:
-    """Codes of rows that a policy drops as it was told to: counted and shown, but no fault.
-
-    `truncate` and `keep_turns` leave nothing to train on of a row whose prompt alone is too long.
-    """
-    if overflow == "raise":
-        return frozenset()
-    return frozenset({"overflow"} if overflow == "drop" else {"overflow", "no_supervised_tokens"})
+def faults(report: MaskReport, overflow: Overflow) -> dict[str, int]:
+    """Failures by code, without those that the overflow policy was told to leave out: they are counted and shown, no more."""
+    counts = {
+        code: found.count - (0 if overflow == "raise" else found.too_long) for code, found in report.failures.items()
+    }
+    return {code: count for code, count in counts.items() if count}
 
 
 @contextmanager

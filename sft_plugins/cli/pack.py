@@ -19,8 +19,8 @@ from sft_plugins.cli.inputs import (
     SPLIT,
     TRAIN_ON,
     Overflow,
-    asked_for,
     fact_table,
+    faults,
     mask_with_bar,
     source_facts,
     source_line,
@@ -114,7 +114,7 @@ def pack(
                 "output": output,
             }
         )
-    if set(masking.failures) - (asked_for(overflow) if keeps_turns else frozenset()):
+    if faults(masking, overflow):
         raise typer.Exit(EXIT_FINDINGS)
 
 
@@ -174,9 +174,10 @@ def show(
         rows = ", ".join(map(str, loss.first_rows)) + (", …" if loss.rows > len(loss.first_rows) else "")
         words = f"{loss.rows:,} rows {LOSSES[kind]}: {loss.tokens:,} tokens lost, {loss.supervised_tokens:,} of them trained"
         console.print(Text.assemble((f"{kind}: ", "bold yellow"), f"{words} (masked rows {rows})."))
+    refused = faults(masking, overflow)
     for code, found in masking.failures.items():
         rows = ", ".join(map(str, found.first_rows)) + (", …" if found.count > len(found.first_rows) else "")
-        style = "bold yellow" if code in asked_for(overflow) else "bold red"
+        style = "bold red" if code in refused else "bold yellow"
         left_out = f"{found.count:,} {'row' if found.count == 1 else 'rows'} left out (rows {rows})"
         console.print(Text.assemble((f"{code}: ", style), f"{left_out}: {found.example}"))
     console.print()

@@ -33,6 +33,7 @@ RECORD = Features(
         "source": Value("int64"),
         "code": Value("string"),
         "message": Value("string"),
+        "too_long": Value("bool"),
         "roles": List(Value("int32")),
         "repeated_tokens": Value("int32"),
         "lost_tokens": Value("int32"),
@@ -86,7 +87,8 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
         )
     if len(dataset) == 0:
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
-    fingerprint = hashlib.sha256(f"{dataset._fingerprint} {masker.fingerprint()}".encode()).hexdigest()[:32]
+    facts = f"{dataset._fingerprint} {masker.fingerprint()} {RECORD}"
+    fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:32]
     records = dataset.with_format("arrow").map(
         _EncodeTable(masker),
         with_indices=True,
@@ -125,14 +127,14 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
     """Outcomes as a table of `RECORD`s; raises the first error that the masker's options do not let drop."""
     rows: list[MaskedExample] = []
     sources: list[int] = []
-    failures: list[tuple[int, MaskingError]] = []
+    failures: list[tuple[int, MaskingError, bool]] = []
     for index, outcome in zip(indices, outcomes, strict=True):
         rows += outcome.rows
         sources += [index] * len(outcome.rows)
         for error in outcome.errors:
             if not masker.options.drops(error.code):
                 raise error.at_row(index)
-            failures.append((index, error))
+            failures.append((index, error, outcome.too_long))
     none, blank = [None] * len(rows), [0] * len(failures)
     lengths = [*(len(row.input_ids) for row in rows), *blank]
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int32))
@@ -145,9 +147,10 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
         {
             "input_ids": tokens("input_ids"),
             "labels": tokens("labels"),
-            "source": pa.array([*sources, *(index for index, _ in failures)], pa.int64()),
-            "code": pa.array([*none, *(error.code for _, error in failures)], pa.string()),
-            "message": pa.array([*none, *(error.message for _, error in failures)], pa.string()),
+            "source": pa.array([*sources, *(index for index, _, _ in failures)], pa.int64()),
+            "code": pa.array([*none, *(error.code for _, error, _ in failures)], pa.string()),
+            "message": pa.array([*none, *(error.message for _, error, _ in failures)], pa.string()),
+            "too_long": pa.array([*none, *(too_long for _, _, too_long in failures)], pa.bool_()),
             "roles": pa.array(
                 [*([row.role_tokens.get(name, 0) for name in ORIGINS] for row in rows), *([[]] * len(failures))],
                 pa.list_(pa.int32()),
@@ -163,9 +166,9 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
 def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:
     """Count a table of records; returns the rows among them that are to be trained on."""
     code = records["code"]
-    failed = records.filter(pa.compute.is_valid(code)).select(["source", "code", "message"]).to_pylist()
+    failed = records.filter(pa.compute.is_valid(code)).select(["source", "code", "message", "too_long"]).to_pylist()
     for failure in failed:
-        report.add_failure(failure["code"], failure["source"], failure["message"])
+        report.add_failure(failure["code"], failure["source"], failure["message"], too_long=failure["too_long"])
     rows = records.filter(pa.compute.is_null(code))
     sources = rows["source"].to_numpy()
     ids, offsets = _flat(rows["input_ids"])

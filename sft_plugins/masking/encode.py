@@ -56,10 +56,15 @@ class MaskedExample:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one row of data: the rows made of it and the errors that kept others from being made."""
+    """What became of one row of data: the rows made of it and the errors that kept others from being made.
+
+    Attributes:
+        too_long: whether `max_length` alone is behind the errors; without it the row would be exact.
+    """
 
     rows: list[MaskedExample]
     errors: list[MaskingError]
+    too_long: bool = False
 
 
 class PromptMasker:
@@ -215,4 +220,4 @@ class PromptMasker:
             return Outcome([], [rows])
         errors: list[MaskingError] = []
         kept = [fit(row, self.options, errors) for row in rows]
-        return Outcome([row for row in kept if row is not None], errors)
+        return Outcome([row for row in kept if row is not None], errors, too_long=bool(errors))

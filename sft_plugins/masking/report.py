@@ -18,11 +18,27 @@ PREFIX_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Failures:
-    """How often one code occurred, the first rows it occurred in, and the first message."""
+    """How often one code occurred, the first rows it occurred in, and the first message.
+
+    Attributes:
+        too_long: of `count`, those that `max_length` alone is behind: rows that are longer, and those that a cut to it
+            left nothing to train on.
+        first_documents: where rows are packed, which document of each of `first_rows`, counted from 0; else empty.
+    """
 
     count: int
     first_rows: list[int]
     example: str
+    too_long: int = 0
+    first_documents: list[int] = field(default_factory=list)
+
+    @property
+    def places(self) -> str:
+        """`#3, #9, …`, or `#3 document 1, …` where rows are packed; documents are counted from 1, as `inspect` shows them."""
+        names = [f"#{row}" for row in self.first_rows]
+        if self.first_documents:
+            names = [f"{name} document {i + 1}" for name, i in zip(names, self.first_documents, strict=True)]
+        return ", ".join(names) + (", …" if self.count > len(names) else "")
 
 
 @dataclass(frozen=True)
@@ -81,10 +97,10 @@ class MaskReport:
         """Whether no row failed."""
         return not self.failures
 
-    def add_failure(self, code: str, row: int, message: str, *, count: int = 1) -> None:
+    def add_failure(self, code: str, row: int, message: str, *, too_long: bool = False) -> None:
         seen = self.failures.get(code, Failures(0, [], message))
         first = [*seen.first_rows, row] if len(seen.first_rows) < FIRST_ROWS else seen.first_rows
-        self.failures[code] = Failures(seen.count + count, first, seen.example)
+        self.failures[code] = Failures(seen.count + 1, first, seen.example, too_long=seen.too_long + too_long)
 
     def add_rows(
         self, sources: np.ndarray, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray, names: dict[int, str]
@@ -192,9 +208,7 @@ def _table(report: MaskReport) -> Any:
             "repeat another prompt's beginning; masked, they cost no gradient",
         )
     for code, failures in sorted(report.failures.items(), key=lambda item: -item[1].count):
-        rows = ", ".join(f"#{row}" for row in failures.first_rows)
-        more = ", …" if failures.count > len(failures.first_rows) else ""
-        add(code, f"{failures.count:,} (rows {rows}{more}): {failures.example}", style="red")
+        add(code, f"{failures.count:,} (rows {failures.places}): {failures.example}", style="red")
     for note in report.notes:
         add("note", note)
     return table

@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from sft_plugins.preflight.documents import Kind, kind_of
 from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.readers import Row, csv_rows, json_rows
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from sft_plugins.masking import Masked, PromptMasker
 
-Kind = Literal["raw", "tokenised", "packed"]
-TOKEN_COLUMNS = ("input_ids", "labels", "completion_mask", "assistant_masks")
 _BATCH = 256
 _LOOKED_AT = 20  # rows in which a row form must show
 _FORMATS = ".jsonl, .json, .csv, .parquet, .arrow, or a folder that `save_to_disk` or Axolotl wrote"
@@ -96,50 +95,6 @@ def open_data(path: str | Path, *, split: str | None = None, limit: int | None =
     if first is None:
         raise AssetError(f"{path} holds no rows.", code="no_rows", remedy="check how it was written, and the split.")
     return replace(source, path=str(path), kind=kind_of(first))
-
-
-def kind_of(row: Mapping[str, Any]) -> Kind:
-    """What a row is, by its columns: `seq_lengths`, or position ids that restart, make it a packed one."""
-    if row.get("input_ids") is None:
-        return "raw"
-    return "packed" if row.get("seq_lengths") is not None or len(document_spans(row)) > 1 else "tokenised"
-
-
-def document_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Where the documents of a row with `input_ids` begin and end: `seq_lengths` say, or position ids that restart at 0.
-
-        seq_lengths 2 3  |  position_ids 0 1 0 1 2      →  (0, 2) (2, 5)
-
-    A row that is not packed, or whose lengths do not add up to it, is one document.
-    """
-    length = len(row["input_ids"])
-    lengths, positions = row.get("seq_lengths"), row.get("position_ids")
-    starts = [0]
-    if lengths is not None and sum(lengths) == length and min(lengths, default=0) > 0:
-        starts = [0, *itertools.accumulate(int(n) for n in lengths[:-1])]
-    elif lengths is None and positions is not None and len(positions) == length:
-        starts = sorted({0, *(i for i, position in enumerate(positions) if position == 0)})
-    return list(itertools.pairwise([*starts, length]))
-
-
-def documents(source: Source) -> Iterator[Row]:
-    """Tokenised rows with their mask columns, packed ones as their documents: what `check_masks` audits.
-
-    Of a packed row whose `seq_lengths` do not add up to it nobody knows the documents: it comes whole, with no labels, so
-    that it is counted as `length_mismatch`.
-    """
-    for row in source.rows():
-        ids, lengths = row["input_ids"], row.get("seq_lengths")
-        if lengths is not None and (sum(lengths) != len(ids) or min(lengths, default=0) < 1):
-            yield {"input_ids": ids, "labels": []}
-            continue
-        spans = document_spans(row)
-        if len(spans) == 1:
-            yield row
-            continue
-        names = [name for name in TOKEN_COLUMNS if row.get(name) is not None]
-        for start, end in spans:
-            yield {name: row[name][start:end] for name in names}
 
 
 def check_form(source: Source) -> None:

@@ -1,7 +1,7 @@
 """One source of rows, held to the invariants of exact masking as the run would mask it.
 
     rows ── PromptMasker(errors="drop") ──► masked rows, MaskReport ── faults by code ──► Findings
-    rows already tokenised ── check_masks ──►      "                         "
+    rows already tokenised ── check_documents ──►  "                         "
 
 What a code means depends on who masks: where we do, a history that a template rewrites is split, and noted; where the host
 does, it is trained wrongly, and an error.
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_plugins.masking import MaskReport, PromptMasker, check_masks
-from sft_plugins.preflight.data import Source, check_form, documents, mask_rows, open_data
+from sft_plugins.masking import MaskReport, PromptMasker
+from sft_plugins.preflight.data import Source, check_form, mask_rows, open_data
+from sft_plugins.preflight.documents import check_documents
 from sft_plugins.preflight.findings import Finding, Level
 from sft_plugins.preflight.plan import DataEntry, Plan
 from sft_plugins.preflight.words import FAILURES, REMEDIES
@@ -63,7 +64,7 @@ def check_entry(
     if source.kind == "raw" and entry.text_field and entry.text_field in next(source.rows()):
         return _result(entry, source, None, None, [*judge.plain_text(source, entry.text_field, tokenizer)])
     if source.kind != "raw":
-        report = check_masks(documents(source), tokenizer)
+        report = check_documents(source.rows(), tokenizer)
         return _result(entry, source, report, None, [*judge.host(source, tokenizer), *judge.faults(report)])
     check_form(source)
     masker = PromptMasker(tokenizer, **_options(entry, plan))
@@ -106,7 +107,8 @@ class _Judge:
         """What a mask report says, in levels."""
         for code, found in sorted(report.failures.items(), key=lambda item: -item[1].count):
             level: Level = "warning" if self.entry.drops and report.rows_out else "error"
-            yield self.finding(level, code, found.example, count=found.count, rows=tuple(found.first_rows))
+            rows = tuple(dict.fromkeys(found.first_rows))  # several documents of a packed row may share a fault
+            yield self.finding(level, code, found.example, count=found.count, rows=rows)
         if report.split_rows:
             price = (
                 f"{report.split_rows:,} conversations, whose earlier turns the template renders differently as history"
@@ -136,7 +138,7 @@ class _Judge:
                 ),
                 count=report.cut_rows,
             )
-        if report.rows_out and not report.supervised_share >= 0.02:
+        if report.rows_out and not report.supervised_share >= _FEW:
             yield self.finding(
                 "warning", "few_supervised_tokens", f"only {report.supervised_share:.2%} of the tokens carry loss."
             )

@@ -90,6 +90,25 @@ def test_long_rows_are_a_fault_unless_a_policy_was_chosen_for_them(
         assert said["report"]["rows_in"] == 3
 
 
+@pytest.mark.parametrize("overflow", ["drop", "truncate", "keep_turns"])
+def test_a_row_without_an_answer_is_a_fault_whatever_becomes_of_long_rows(
+    overflow: str, model: Path, tmp_path: Path
+) -> None:
+    """Both rows end as `no_supervised_tokens` under a cut; only what the limit did was asked for."""
+    rows = conversations(3)
+    long = {"messages": [{"role": "user", "content": "Why? " * 99}, *rows[0]["messages"][1:]]}
+    options = ["--model", model, "--max-length", "90", "--overflow", overflow]
+    asked = audited(write_jsonl(tmp_path / "long.jsonl", [*rows, long]), *options)
+    assert (asked[0], asked[1]["faults"], asked[1]["report"]["dropped_rows"]) == (0, [], 1)
+    unanswered = {"messages": rows[0]["messages"][:1]}
+    code, said = audited(write_jsonl(tmp_path / "both.jsonl", [*rows, long, unanswered]), *options)
+    assert (code, said["faults"]) == (1, ["no_supervised_tokens"])
+    found = said["report"]["failures"]
+    assert sum(one["count"] for one in found.values()) == 2
+    assert sum(one["too_long"] for one in found.values()) == 1
+    assert "no_supervised_tokens: 1 row. " in invoke("audit", tmp_path / "both.jsonl", *options).stdout
+
+
 def test_special_tokens_in_content_may_be_allowed(model: Path, tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", faulty()[7:8])
     assert audited(rows, "--model", model)[0] == 1
@@ -161,7 +180,13 @@ def test_packed_rows_are_checked_document_by_document(model: Path, tmp_path: Pat
     packed.map(first_label).save_to_disk(str(tmp_path / "bad"))
     code, said = audited(tmp_path / "bad", "--model", model)
     assert code == 1
-    assert said["report"]["failures"]["first_label"]["count"] == sum(len(n) > 1 for n in packed["seq_lengths"]) > 0
+    several = [row for row, lengths in enumerate(packed["seq_lengths"]) if len(lengths) > 1]
+    found = said["report"]["failures"]["first_label"]
+    assert found["count"] == len(several) > 0
+    assert (found["first_rows"], found["first_documents"]) == (several[:5], [1] * len(several[:5]))
+    told = invoke("audit", tmp_path / "bad", "--model", model).stdout
+    assert f"#{several[0]} document 2" in told
+    assert f"first_label: {len(several)} document" in told
 
 
 def test_the_audit_of_tokenised_rows_is_that_of_check_masks(model: Path, tmp_path: Path) -> None:

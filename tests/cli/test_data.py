@@ -9,6 +9,7 @@ import os
 import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.preflight import models, readers
-from sft_plugins.preflight.data import check_form, document_spans, documents, kind_of, mask_rows, open_data
+from sft_plugins.preflight.data import check_form, mask_rows, open_data
+from sft_plugins.preflight.documents import check_documents, document_spans, documents_of, kind_of
 from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.models import load_config, load_model, load_tokenizer
 from testkit.commands import chat_tokenizer, conversations, model_folder, write_jsonl
@@ -121,18 +123,38 @@ def test_packed_rows_are_told_by_their_lengths_or_by_positions_that_restart() ->
     assert document_spans(ids) == [(0, 5)]
 
 
-def test_documents_of_a_packed_row_are_cut_out_with_their_masks(tmp_path: Path) -> None:
+def test_documents_of_a_packed_row_are_cut_out_with_their_masks() -> None:
     rows = [
         {"input_ids": [5, 6, 7, 8, 9], "completion_mask": [0, 1, 0, 1, 1], "seq_lengths": [2, 3]},
         {"input_ids": [5, 6], "completion_mask": [0, 1], "seq_lengths": [1]},
         {"input_ids": [5, 6], "completion_mask": [0, 1], "seq_lengths": [2, 0]},
     ]
-    assert list(documents(open_data(write_jsonl(tmp_path / "rows.jsonl", rows)))) == [
+    assert [document for row in rows for document in documents_of(row)] == [
         {"input_ids": [5, 6], "completion_mask": [0, 1]},
         {"input_ids": [7, 8, 9], "completion_mask": [0, 1, 1]},
         {"input_ids": [5, 6], "labels": []},
         {"input_ids": [5, 6], "labels": []},
     ]
+
+
+def test_the_faults_of_packed_rows_are_named_by_row_and_document() -> None:
+    """Against `check_masks` on the documents one by one: of rows of 2, 1, 3 documents and one without ids."""
+    tokenizer = chat_tokenizer()
+    (good,) = PromptMasker(tokenizer).encode(conversations(1)[0])
+    ids, labels = good.input_ids, good.labels
+    bad = {(0, 1), (2, 0), (2, 2)}
+    rows: list[dict[str, Any]] = []
+    for row, count in enumerate((2, 1, 3)):
+        marks = [[-100] * len(ids) if (row, i) in bad else labels for i in range(count)]
+        rows.append({"input_ids": ids * count, "labels": [*chain(*marks)], "seq_lengths": [len(ids)] * count})
+    rows.append({"labels": [1]})
+    report = check_documents(rows, tokenizer)
+    found = report.failures["no_supervised_tokens"]
+    assert set(zip(found.first_rows, found.first_documents, strict=True)) == bad
+    assert found.places == "#0 document 2, #2 document 1, #2 document 3"
+    assert (found.count, report.rows_in) == (3, 7)
+    assert report.failures["bad_schema"].first_rows == [3]
+    assert check_documents([{"input_ids": ids, "labels": labels}], tokenizer).notes == []
 
 
 def test_columns_that_fit_no_row_form_are_refused_but_one_bad_row_among_good_ones_is_not(tmp_path: Path) -> None:

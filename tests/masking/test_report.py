@@ -191,7 +191,10 @@ def full_report() -> MaskReport:
         rows_in=1001, rows_out=1102, split_rows=203, repeated_tokens=304, dropped_rows=405, tokens=50_006,
         supervised_tokens=10_007, supervised_runs=1208, cut_rows=609, lost_tokens=7010, lost_supervised_tokens=811,
         role_tokens={"trained": 10_007, "user": 3012, "template": 36_987}, stop_tokens={"</s>": 1113, "[end]": 95},
-        failures={"overflow": Failures(114, [15, 16], "[bold]too[/INST] long"), "boundary": Failures(7, [9], "joined")},
+        failures={
+            "overflow": Failures(114, [15, 16], "[bold]too[/INST] long", too_long=113),
+            "boundary": Failures(7, [9], "joined", first_documents=[4]),
+        },
         longest=[(17, 918), (19, 917)], repeated_prefixes=RepeatedPrefixes(tokens=2020, prompt_tokens=40_021, rows=1022),
         notes=["a note of 23 words"],
     )  # fmt: skip
@@ -202,7 +205,9 @@ def test_json_holds_every_field() -> None:
     data = json.loads(report.to_json())
     assert set(data) == {field.name for field in fields(MaskReport)} | {"supervised_share"}
     assert data["supervised_share"] == 10_007 / 50_006
-    assert data["failures"]["overflow"] == {"count": 114, "first_rows": [15, 16], "example": "[bold]too[/INST] long"}
+    assert data["failures"]["overflow"] == {
+        "count": 114, "first_rows": [15, 16], "example": "[bold]too[/INST] long", "too_long": 113, "first_documents": [],
+    }  # fmt: skip
     assert data["repeated_prefixes"] == {"tokens": 2020, "prompt_tokens": 40_021, "rows": 1022}
     del data["supervised_share"]
     data["failures"] = {code: Failures(**failure) for code, failure in data["failures"].items()}
@@ -223,7 +228,7 @@ def test_text_has_every_figure_and_no_colour() -> None:
     for figure in (
         "1,001 in", "1,102 out", "405 dropped", "203 rows", "304", "50,006", "10,007", "20.0%", "1,208", "609 rows", "7,010",
         "811", "user 3,012", "template 36,987", "×1,113", "×95", "#17: 918", "#19: 917", "2,020", "1,022 rows", "overflow",
-        "114", "#15, #16", "boundary", "#9", "a note of 23 words",
+        "114", "#15, #16", "boundary", "#9 document 5", "a note of 23 words",
     ):  # fmt: skip
         assert figure in flat, figure
 
