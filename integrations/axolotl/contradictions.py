@@ -42,7 +42,11 @@ def packer(settings: Settings, data: Mapping[str, Any]) -> Packer | None:
 
 
 def contradictions(settings: Settings, data: Mapping[str, Any]) -> list[str]:
-    """One line per contradiction, each with its remedy; empty where there is none."""
+    """One line per contradiction, each with its remedy; empty where there is none.
+
+    Raises:
+        ValueError: for a file named by `deepspeed` that cannot be read.
+    """
     return [*_general(settings, data), *_masking(settings, data), *_packing(settings, data)]
 
 
@@ -144,5 +148,11 @@ def _own_packing(data: Mapping[str, Any], off: str) -> Iterator[str]:
 def _zero_stage(deepspeed: Any) -> int | None:
     """The ZeRO stage of a DeepSpeed configuration, a mapping or the path of a JSON file."""
     if isinstance(deepspeed, str) and Path(deepspeed).is_file():
-        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    return (deepspeed.get("zero_optimization") or {}).get("stage") if isinstance(deepspeed, Mapping) else None
+        try:
+            deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`deepspeed: {deepspeed}` cannot be read as JSON: {error}. Remedy: correct the file."
+            ) from error
+    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
+    return zero.get("stage") if isinstance(zero, Mapping) else None

@@ -52,7 +52,7 @@ def read_axolotl(data: Mapping[str, Any], path: str, overrides: Overrides) -> tu
         accumulation=int(number(data, "gradient_accumulation_steps", 1, path)),
         epochs=number(data, "num_epochs", 1, path),
         devices=overrides.devices,
-        findings=tuple(_findings(data, settings)),
+        findings=tuple(_findings(data, settings, path)),
     )
     return plan, _known_keys(data)
 
@@ -153,9 +153,17 @@ def _rename(entry: Mapping[str, Any], *, strict: bool) -> Any:
     return None if fields.change_nothing else fields.rename
 
 
-def _findings(data: Mapping[str, Any], settings: Settings | None) -> Iterator[Finding]:
+def _findings(data: Mapping[str, Any], settings: Settings | None, path: str) -> Iterator[Finding]:
+    for name in (*_CONTEXT_PARALLEL, "tensor_parallel_size"):
+        if data.get(name):
+            number(data, name, 1, path)  # refuses what could not be compared
     if settings is not None:
-        for line in contradictions(settings, data):
+        try:
+            found = contradictions(settings, data)
+        except ValueError as error:
+            message, _, remedy = str(error).partition(" Remedy: ")
+            raise AssetError(f"{path}: {message}", code="bad_config", remedy=remedy) from error
+        for line in found:
             message, _, remedy = line.partition(" Remedy: ")
             failure = "P15" if message.startswith(tuple(f"`{name}" for name in _CONTEXT_PARALLEL)) else ""
             yield of_config("error", "contradiction", KEY, message, remedy, failure)

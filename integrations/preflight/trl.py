@@ -30,7 +30,6 @@ def read_trl(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[
     )
     ours = overrides.components
     packs = switch(data, "packing")
-    evaluates = data.get("eval_strategy") not in (None, False, "no")
     length = data.get("max_length", 1024)
     plan = Plan(
         host="TRL",
@@ -42,7 +41,7 @@ def read_trl(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[
         max_length=None if length is None else int(number(data, "max_length", 1024, path)),
         packer=("sft_plugins" if ours else "host") if packs else None,
         isolated=ours,
-        packs_evaluation=evaluates and switch(data, "eval_packing", default=packs),
+        packs_evaluation=_evaluates(data) and switch(data, "eval_packing", default=packs),
         batch_size=int(number(data, "per_device_train_batch_size", 8, path)),
         accumulation=int(number(data, "gradient_accumulation_steps", 1, path)),
         epochs=number(data, "num_train_epochs", 3, path),
@@ -87,10 +86,14 @@ def _entries(data: Mapping[str, Any], path: str, overrides: Overrides) -> Iterat
         remedy="Add `dataset_name:` (a file or folder), or give --data.",
     )
     yield DataEntry(where="dataset_name", path=name, split=data.get("dataset_train_split"), **shared)
-    if data.get("eval_strategy") not in (None, False, "no") and data.get("dataset_test_split"):
+    if _evaluates(data) and data.get("dataset_test_split"):
         yield DataEntry(
             where="dataset_test_split", path=name, split=data["dataset_test_split"], evaluation=True, **shared
         )
+
+
+def _evaluates(data: Mapping[str, Any]) -> bool:
+    return data.get("eval_strategy") not in (None, False, "no")  # YAML reads a bare `no` as false
 
 
 def _template(data: Mapping[str, Any], path: str) -> str | None:

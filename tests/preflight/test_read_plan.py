@@ -41,6 +41,11 @@ BAD = {
     "a typo in our settings": ({**AXOLOTL, **PLUGIN, "sft_plugins": {"maskin": {}}}, "bad_config", "masking"),
     "data that is no entry": ({**AXOLOTL, "datasets": ["rows.jsonl"]}, "bad_config", "rows.jsonl"),
     "data that is no list": ({**TRL, "datasets": "rows.jsonl"}, "bad_config", "rows.jsonl"),
+    "devices in words": (
+        {**AXOLOTL, **PLUGIN, "context_parallel_size": "two"},
+        "bad_config",
+        "context_parallel_size: two",
+    ),
     "a missing template": ({**TRL, "chat_template_path": "no.jinja"}, "missing_file", "no.jinja"),
 }
 
@@ -53,6 +58,18 @@ def test_unusable_configurations_are_refused_by_name(name: str, tmp_path: Path) 
     assert error.value.code == code
     assert words in error.value.message + str(error.value.remedy)
     assert error.value.remedy
+
+
+def test_a_deepspeed_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "zero3.json"
+    config = {**AXOLOTL, **PLUGIN, "sequence_len": 64, "deepspeed": str(broken)}
+    broken.write_text('{"zero_optimization": {"stage": 3')
+    with pytest.raises(AssetError, match=r"zero3\.json.* cannot be read as JSON: .*line 1 column 34") as error:
+        read(tmp_path, config)
+    assert (error.value.code, error.value.remedy) == ("bad_config", "correct the file.")
+    for text, contradicts in (('{"zero_optimization": {"stage": 3}}', True), ('{"zero_optimization": 3}', False)):
+        broken.write_text(text)
+        assert any("`deepspeed` stage 3" in found.message for found in read(tmp_path, config).findings) is contradicts
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("configs/axolotl_*.yaml")), ids=lambda path: path.stem)
