@@ -155,11 +155,10 @@ def side_by_side(runs: list[Run]) -> list[dict[str, Any]]:
 
 def _facts(run: Run) -> dict[str, str]:
     summary = run.report
-    kept = summary.retained[-1] if summary.retained else None
     first = summary.first_alarm
     return {
         "Training": ("ended at" if run.ended else "running, or stopped, at") + f" step {summary.step}",
-        "Variety kept": "–" if kept is None else "{} ({} to {})".format(*map(_percent, kept[1:])),
+        "Variety kept": "–" if summary.kept is None else "{} ({} to {})".format(*summary.kept[1:]),
         "Last look": f"step {summary.looked_at}",
         "First alarm": "none" if first is None else f"step {first}",
         "Findings": ", ".join(_words(f["code"]) for f in summary.findings if f["level"] != "ok") or "none",
@@ -246,10 +245,6 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         return runs
     same = next((i for i, parts in enumerate(zip(*names, strict=False)) if len(set(parts)) > 1), 0)
     return [replace(run, name=str(Path(*parts[same:]))) for run, parts in zip(runs, names, strict=True)]
-
-
-def _percent(share: float) -> str:
-    return f"{0.0 if abs(share) < 0.005 else share:.0%}"  # never -0%
 
 
 def _words(code: str) -> str:

@@ -35,6 +35,7 @@ from sft_plugins.collapse.ranks import Ranks, is_out_of_memory
 from sft_plugins.collapse.state import untouched
 from sft_plugins.collapse.verdict import DetectorConfig, Verdict
 from sft_plugins.collapse.watch import Outcome, Watch
+from sft_plugins.collapse.wording import percent
 from sft_plugins.errors import CollapseError
 
 __all__ = ["ModeCollapseCallback"]
@@ -380,8 +381,8 @@ def _in_words(outcome: Outcome) -> str:
     kept = outcome.verdict.estimates.get("diversity_retained")
     if kept is None:
         return outcome.verdict.level
-    interval = f"{kept.lo:.0%} to {kept.hi:.0%}"
-    return f"open answers keep {kept.value:.0%} of their diversity ({interval}): {outcome.verdict.level}"
+    interval = f"{percent(kept.lo)} to {percent(kept.hi)}"
+    return f"open answers keep {percent(kept.value)} of their diversity ({interval}): {outcome.verdict.level}"
 
 
 def _cost_in_words(cost: dict[str, float], budget: float | None) -> str:

@@ -28,6 +28,7 @@ from sft_plugins.collapse.bootstrap import Estimate, holm, ratio
 from sft_plugins.collapse.evidence import estimate, unusable
 from sft_plugins.collapse.measures import Measures
 from sft_plugins.collapse.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
+from sft_plugins.collapse.wording import percent
 
 __all__ = ["Detector", "detect", "detect_each"]
 
@@ -160,8 +161,8 @@ def _narrowing(figures: Mapping[str, Estimate], sure: set[str], config: Detector
         return None
     kept = figures["diversity_retained"]
     evidence = (
-        f"answers to open prompts keep {kept.value:.0%} of the baseline's semantic diversity "
-        f"({config.confidence:.0%} interval {kept.lo:.0%}–{kept.hi:.0%}, {kept.clusters} prompts)"
+        f"answers to open prompts keep {percent(kept.value)} of the baseline's semantic diversity "
+        f"({config.confidence:.0%} interval {percent(kept.lo)}–{percent(kept.hi)}, {kept.clusters} prompts)"
     )
     witnesses = [words.format(figures[name]) for name, words in _WITNESSES.items() if name in sure]
     level = "warn" if kept.hi < config.warn_below else "info"
@@ -208,7 +209,8 @@ def _tax_without_benefit(probes: Sequence[Probe], config: DetectorConfig) -> Fin
         return None
     rose = now_loss > loss * (1 + config.heldout_tolerance)
     evidence = (
-        f"since step {best.step} diversity fell to {kept.value:.0%} (interval {kept.lo:.0%}–{kept.hi:.0%}) while "
+        f"since step {best.step} diversity fell to {percent(kept.value)} "
+        f"(interval {percent(kept.lo)}–{percent(kept.hi)}) while "
         f"held-out loss {'rose' if rose else 'did not fall'} ({loss:.4f} → {now_loss:.4f} nats)"
     )
     advice = f"Stop earlier: the checkpoint at step {best.step} is as good on held-out data, and more varied."

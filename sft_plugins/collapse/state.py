@@ -9,6 +9,7 @@ Saved and restored by `untouched(model)`, in this order of importance:
 | `requires_grad` of every parameter | PEFT's `disable_adapter()` rewrites it (C4) |
 | `use_cache` and the generation configuration | `generate` and PEFT assign them |
 | buffers and plain attributes of modules | rotary embeddings with dynamic scaling grow with the longest text seen |
+| layout of 4-bit weights | bitsandbytes changes it for inference on a CPU, for good |
 | truncation and padding of the tokenizer's backend, `padding_side` | tokenising sets the first; hosts set the second |
 
 Gradient checkpointing is not toggled: transformers' layers use it only while `training` is true, so evaluation mode
@@ -25,6 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from sft_plugins._four_bit import trainable_four_bit
 
 __all__ = ["adapter_off", "seeded", "untouched"]
 
@@ -49,6 +52,7 @@ def untouched(model: nn.Module, tokenizer: Any = None) -> Iterator[None]:
             # Not model.eval(): some modules override train() and do work in it (merging an adapter, say).
             module.training = False
         stack.enter_context(torch.no_grad())
+        stack.enter_context(trainable_four_bit(model))
         yield
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sft_plugins.collapse.history import plain
+from sft_plugins.collapse.wording import percent, rounded
 
 __all__ = ["HEADLINES", "Report", "summarise"]
 
@@ -96,6 +97,15 @@ class Report:
     first_alarm: int | None
     """Step of the first confirmed `warn` or `critical`."""
 
+    @property
+    def kept(self) -> tuple[int, str, str, str] | None:
+        """The last of `retained` as it is read: `(12, "52%", "40%", "61%")`; None where variety was never compared."""
+        if not self.retained:
+            return None
+        step, *shares = self.retained[-1]
+        value, lo, hi = map(percent, shares)
+        return step, value, lo, hi
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return plain(dataclasses.asdict(self))
@@ -171,8 +181,8 @@ def _table(base: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> lis
                 {
                     "title": title,
                     "words": words,
-                    "base": None if before.get(name) is None else format(before[name], form),
-                    "now": None if after.get(name) is None else format(after[name], form),
+                    "base": None if before.get(name) is None else rounded(before[name], form),
+                    "now": None if after.get(name) is None else rounded(after[name], form),
                 }
             )
     return rows

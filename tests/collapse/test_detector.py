@@ -337,6 +337,19 @@ def test_narrowing_that_no_longer_buys_loss_is_said_with_the_checkpoint_to_take(
     assert "step 30" in found.suggestion
 
 
+def test_what_is_rounded_to_zero_has_no_sign(base: Measures) -> None:
+    """Float32 makes a cosine of one answer with itself 1.0000001: a diversity a little below 0."""
+    gone = scaled(base, -1e-7)
+    verdict = detect(probe(0, base), [probe(step, gone, loss=1.0 + step) for step in (1, 2)])
+    found = finding(verdict, "narrowing")
+    assert found.value is not None
+    assert found.value < 0
+    assert "keep 0% of" in found.evidence
+    assert "interval 0%–0%," in found.evidence
+    heard = losses(base, [0.95, 0.9, -1e-7, -1e-7], [2.5, 2.0, 2.1, 2.2])
+    assert "fell to 0% (interval 0%–0%)" in finding(heard[3], "tax_without_benefit").evidence
+
+
 def test_narrowing_while_heldout_loss_rises_is_a_warning(base: Measures) -> None:
     heard = losses(base, [0.95, 0.9, 0.85, 0.8], [2.5, 2.0, 2.1, 2.2])
     found = finding(heard[3], "tax_without_benefit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from sft_plugins.collapse import report as module
+from sft_plugins.collapse import wording
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import History, config_hash, plain, read_history
 from sft_plugins.collapse.report import write_report
@@ -234,3 +236,23 @@ def test_an_answer_may_hold_any_kind_of_line_end(tmp_path: Path) -> None:
     assert [record["text"][1] for record in read_history(tmp_path / "history.jsonl")] == list(
         "\u2028\u2029\x85\r\n\x0b"
     )
+
+
+def test_what_is_rounded_to_zero_has_no_sign(history: Path, tmp_path: Path) -> None:
+    result = doctest.testmod(wording)
+    assert (result.failed, result.attempted) == (0, 1)
+
+    def gone(record: dict[str, Any]) -> dict[str, Any]:
+        if record["kind"] == "probe" and record["measures"]:
+            record["intervals"]["diversity_retained"] = [-1e-7, -2e-7, 1e-7]
+            record["values"] |= {"diversity": -1e-7, "gap": -1e-7}
+        return record
+
+    path = edited(history, tmp_path, gone)
+    report = summarise(read_history(path))
+    assert report.kept is not None
+    assert report.kept[1:] == ("0%", "0%", "0%")
+    now = {row["title"]: row["now"] for row in report.figures}
+    assert (now["Variety of answers"], now["Over-confidence"]) == ("0.000", "+0.000")
+    page = " ".join(write_report(path).read_text(encoding="utf-8").split())
+    assert "<strong>0%</strong> of the variety it had before training (95% interval 0% to 0%)." in page
