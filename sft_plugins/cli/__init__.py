@@ -6,6 +6,8 @@ import importlib
 
 import typer
 
+from sft_plugins.cli.output import Commands
+
 __all__ = ["app"]
 
 # Each names a module here with a function `register(app)`; in the order of `--help`.
@@ -20,6 +22,7 @@ _COMMANDS = (
 )
 
 app = typer.Typer(
+    cls=Commands,
     help="Exact masking, contamination-free packing and a mode-collapse alarm for TRL and Axolotl.\n\n"
     "Exit codes: 0 nothing found, 1 faults found, 2 the input cannot be used, 130 stopped by ^C.",
     no_args_is_help=True,

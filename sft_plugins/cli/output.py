@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from sft_plugins.errors import SFTPluginsError
 
@@ -53,8 +54,7 @@ class Output:
     def emit(self, value: Mapping[str, Any]) -> None:
         """Under --json write `value` as the one document on stdout; otherwise nothing."""
         if self.as_json:
-            sys.stdout.write(json.dumps(plain(value), indent=2) + "\n")
-            sys.stdout.flush()
+            _write_json(value)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -82,7 +82,34 @@ class Output:
         stderr.print(Text.assemble((f"error [{code}]{where}: ", "bold red"), message))
         if remedy:
             stderr.print(Text.assemble(("what to do: ", "bold"), remedy))
-        self.emit({"error": {"code": code, "message": message, "row": row, "remedy": remedy}})
+        self.emit(_error(code, message, row=row, remedy=remedy))
+
+
+class Commands(TyperGroup):
+    """The program. What a command was called with wrongly is said on stderr, and under --json as the document too."""
+
+    def invoke(self, ctx: Any) -> Any:
+        as_json = "--json" in ctx.args
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            if as_json:
+                called = (error.ctx or ctx).command_path
+                _write_json(_error("usage", error.format_message(), remedy=f"`{called} --help` says what it takes."))
+            raise
+
+
+# The base of all usage errors: click's under typer 0.25, under 0.29 that of a click which typer brings along.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def _error(code: str, message: str, *, row: int | None = None, remedy: str | None = None) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "row": row, "remedy": remedy}}
+
+
+def _write_json(value: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(plain(value), indent=2) + "\n")
+    sys.stdout.flush()
 
 
 class _Console(Console):

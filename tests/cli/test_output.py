@@ -174,6 +174,27 @@ def test_the_shell_completes_commands_and_options() -> None:
     assert completed("sft-plugins audit --overflow ke", 3) == {"keep_turns"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said", "called"),
+    [
+        (["audit", "rows.jsonl", "--bogus"], "--bogus", "sft-plugins audit"),
+        (["pack", "rows.jsonl", "--model", "m", "--max-length", "1"], "--max-length", "sft-plugins pack"),
+        (["inspect", "--row", "x", "rows.jsonl", "--model", "m"], "--row", "sft-plugins inspect"),
+        (["report"], "Missing argument", "sft-plugins report"),
+        (["adit"], "'adit'", "sft-plugins"),
+    ],
+)
+def test_usage_errors_are_a_document_under_json(arguments: list[str], said: str, called: str) -> None:
+    done = CliRunner().invoke(app, [*arguments, "--json"], prog_name="sft-plugins")
+    assert done.exit_code == 2
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["row"]) == ("usage", None)
+    assert said in error["message"]
+    assert error["remedy"] == f"`{called} --help` says what it takes."
+    assert "Usage: " in done.stderr
+    assert CliRunner().invoke(app, arguments).stdout == ""
+
+
 def test_unknown_options_and_values_are_usage_errors() -> None:
     for arguments in (
         ["--nothing"],
