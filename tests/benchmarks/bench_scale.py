@@ -1,20 +1,17 @@
 """Single costs that `docs/scale.md` carries to a billion documents: planning, packing, dealing, reading, with memory.
 
-    python tests/benchmarks/bench_scale.py --plan 1000000 10000000 100000000
+    python tests/benchmarks/bench_scale.py                        about two minutes on two cores, 3 GiB
+    python tests/benchmarks/bench_scale.py --plan 1000000000      a billion lengths: some minutes, 17 GiB and more
 
-Each planning size runs in a process of its own, whose highest resident set is compared with that after the lengths
-exist (Linux). Lengths are lognormal(6, .9) clipped to [8, 4096], capacity 4096.
+What is measured for its memory runs in a process of its own, whose highest resident set is compared with that after its
+input exists (Linux). Lengths are lognormal(6, .9) clipped to [8, 4096], capacity 4096.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +19,14 @@ import pyarrow as pa
 from accelerate.data_loader import BatchSamplerShard
 from bench_packing import documents
 from datasets import Dataset, disable_progress_bars, load_from_disk
-from harness import Measured, script
+from harness import Measured, alone, script
+from memory import AnonymousMemory, PeakMemory
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from sft_plugins.packing import deal_rows, pack_dataset, pack_stream, plan_packs
 
 CAPACITY = 4096
+SAMPLERS = {"in sequence": SequentialSampler, "at random": RandomSampler}
 
 
 def lengths_of(n: int) -> np.ndarray:
@@ -37,43 +36,6 @@ def lengths_of(n: int) -> np.ndarray:
         np.clip(rng.lognormal(6, 0.9, min(10**7, n - at)), 8, CAPACITY).astype(np.int32) for at in range(0, n, 10**7)
     ]
     return np.concatenate(parts)
-
-
-class PeakMemory:
-    """Highest resident set (MiB) within the block, above that at its start, as Linux keeps it."""
-
-    def __enter__(self) -> PeakMemory:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-        self.start = _status("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.mib = _status("VmHWM") - self.start
-
-
-class AnonymousMemory:
-    """Highest memory (MiB) that no file backs, sampled, above that at the start: memory-mapped rows do not count."""
-
-    def __enter__(self) -> AnonymousMemory:
-        self.start = self.highest = _status("RssAnon")
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.highest = max(self.highest, _status("RssAnon"))
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.mib = max(self.highest, _status("RssAnon")) - self.start
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
 
 
 def planning(n: int, seed: int | None) -> dict[str, Any]:
@@ -149,21 +111,15 @@ def packing(n: int) -> dict[str, Any]:
     return {"what": "pack to a file, 8 tokens each", "n": n, "seconds": seconds, "mib": peak.mib}
 
 
-def sampling(n: int) -> list[dict[str, Any]]:
+def sampling(n: int, how: str) -> dict[str, Any]:
     """What one rank spends on choosing its rows: accelerate's shard walks over the batches of all ranks."""
-    records = []
-    for what, sampler in (
-        ("sample in sequence", SequentialSampler(range(n))),
-        ("sample at random", RandomSampler(range(n))),
-    ):
-        shard = BatchSamplerShard(BatchSampler(sampler, 1, drop_last=False), 512, 0)
-        with PeakMemory() as peak:
-            start = time.perf_counter()
-            for _ in shard:
-                pass
-            seconds = time.perf_counter() - start
-        records.append({"what": what, "n": n, "seconds": seconds, "mib": peak.mib})
-    return records
+    shard = BatchSamplerShard(BatchSampler(SAMPLERS[how](range(n)), 1, drop_last=False), 512, 0)
+    with PeakMemory() as peak:
+        start = time.perf_counter()
+        for _ in shard:
+            pass
+        seconds = time.perf_counter() - start
+    return {"what": f"sample {how}", "n": n, "seconds": seconds, "mib": peak.mib}
 
 
 def opening(batches: int) -> dict[str, Any]:
@@ -179,16 +135,10 @@ def opening(batches: int) -> dict[str, Any]:
         return {"what": "open a file, per record batch", "n": batches, "seconds": time.perf_counter() - start}
 
 
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run in a fresh process: the highest resident set of a process never falls."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", type=int, nargs="*", default=[1_000_000, 10_000_000], help="lengths to plan")
+    parser.add_argument("--plan", type=int, nargs="*", default=[10**6, 10**7, 10**8], help="lengths to plan")
     parser.add_argument("--deal", type=int, nargs="*", default=[100_000, 1_000_000], help="packed rows to deal")
-    parser.add_argument("--stream", type=int, default=40_000, help="documents to stream")
+    parser.add_argument("--stream", type=int, default=20_000, help="documents to stream")
     parser.add_argument("--pack", type=int, default=500_000, help="documents of 8 tokens to pack")
     parser.add_argument("--sample", type=int, default=1_000_000, help="rows to sample from")
     parser.add_argument("--read", type=int, default=20_000, help="documents in the file that is read")
@@ -200,8 +150,8 @@ def measure(options: argparse.Namespace) -> Measured:
     records += [alone(dealing, n, 64) for n in options.deal]
     records += [streaming(options.stream, size) for size in (1_000, 10_000) if options.stream]
     records += reading(options.read) if options.read else []
-    records += [packing(options.pack)] if options.pack else []
-    records += sampling(options.sample) if options.sample else []
+    records += [alone(packing, options.pack)] if options.pack else []
+    records += [alone(sampling, options.sample, how) for how in SAMPLERS] if options.sample else []
     records += [opening(500)]
     return Measured(records)
 

@@ -3,11 +3,13 @@
     python tests/benchmarks/harness.py                    every bench_*.py, with its defaults
     python tests/benchmarks/harness.py planning packing   these alone
     python tests/benchmarks/harness.py step --rows 8192   one, with options of its own
-    python tests/benchmarks/harness.py --render           only write docs/benchmarks.md anew from the results
+    python tests/benchmarks/harness.py --render           only write the pages anew from the results
 
 A benchmark is a script `bench_<name>.py` that hands `script` its options and a function `measure(options) -> Measured`: records
 (flat dictionaries, numbers with their unit in the name) and, by name, what was left out and why. Each runs in a process
-of its own. Results are JSON files in `results/`; `benchmarks.md.j2` turns them into the page, and names what no file holds.
+of its own, and is written down as soon as it has finished; one that does not finish leaves what an earlier run found, and
+the harness ends with an error. Results are JSON files in `results/`, one per date, machine and set of versions; `pages.py`
+makes the pages of the docs from them.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import platform
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +35,11 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RESULTS, TEMPLATE, PAGE = HERE / "results", HERE / "benchmarks.md.j2", ROOT / "docs" / "benchmarks.md"
-HOSTS = ("torch", "transformers", "trl", "axolotl")
-PACKAGES = (*HOSTS, "peft", "datasets", "accelerate", "numpy", "numba", "lightbinpack", "seqpacker")
-NOT_MEASURED = "not measured"
+RESULTS = HERE / "results"
+PACKAGES = (
+    *("torch", "transformers", "trl", "axolotl", "peft", "datasets", "accelerate", "numpy", "numba"),
+    *("lightbinpack", "seqpacker"),
+)
 
 sys.path.insert(0, str(HERE.parent / "support"))  # testkit
 
@@ -86,7 +93,7 @@ def _cell(value: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and date; load and commit stand beside each benchmark, since one file may be filled in several runs."""
+    """Versions, machine and date; time, load and commit stand beside each benchmark: a file may be filled in several runs."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -123,128 +130,106 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def run(names: list[str], arguments: list[str]) -> dict[str, Any]:
-    """Run the benchmarks one after another, each in its own process; what they found, with the load at their start."""
-    found: dict[str, Any] = {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            print(f"\n== {name}", flush=True)
-            out, load, start = Path(folder) / f"{name}.json", os.getloadavg()[0], time.perf_counter()
-            done = subprocess.run([sys.executable, str(HERE / f"bench_{name}.py"), *arguments, "--json", str(out)])
-            if done.returncode or not out.exists():
-                found[name] = {"records": [], "skipped": {name: f"the script ended with {done.returncode}"}}
-            else:
-                found[name] = json.loads(out.read_text())
-            seconds = round(time.perf_counter() - start, 1)
-            found[name] |= {"commit": commit.stdout.strip(), "load_at_start": round(load, 2), "seconds": seconds}
-    return found
+def processor_seconds() -> tuple[float, float]:
+    """CPU seconds of the whole machine so far (what a hypervisor gave to others included), and of this one's children."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    user, nice, system, _, _, irq, softirq, stolen = ticks
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    whole = (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+    return whole, children.ru_utime + children.ru_stime
 
 
-def all_results() -> list[dict[str, Any]]:
-    return [{"file": path.name, **json.loads(path.read_text())} for path in sorted(RESULTS.glob("*.json"))]
+def run(name: str, arguments: list[str], limit: float) -> dict[str, Any]:
+    """What one benchmark found, in a process of its own; RuntimeError where it did not finish within `limit` seconds.
 
-
-def latest(
-    results: list[dict[str, Any]], name: str, *, gpu: bool = False, needs: str | None = None
-) -> dict[str, Any] | None:
-    """Newest result of benchmark `name` with records, on a GPU or not; of one day's, that of the quietest machine.
-
-    `needs`: only results whose environment has this package.
+    `busy_elsewhere` says how many cores others kept busy meanwhile, on average: 0 on a quiet machine.
     """
-    fitting = [
-        {**found["benchmarks"][name], "environment": found["environment"], "file": found["file"]}
-        for found in results
-        if found["benchmarks"].get(name, {}).get("records")
-        and bool(found["environment"]["machine"].get("gpu")) == gpu
-        and (needs is None or needs in found["environment"]["versions"])
-    ]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    start, (whole, children) = time.perf_counter(), processor_seconds()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, str(HERE / f"bench_{name}.py"), *arguments, "--json", str(out)]
+        # A session of its own, so that what it started ends with it.
+        process = subprocess.Popen(command, start_new_session=True)
+        try:
+            process.wait(limit)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise RuntimeError(f"not done in {limit:,.0f} s") from None
+            raise
+        if process.returncode or not out.exists():
+            raise RuntimeError(f"ended with {process.returncode}")
+        found: dict[str, Any] = json.loads(out.read_text())
+    seconds = time.perf_counter() - start
+    busy = [now - before for now, before in zip(processor_seconds(), (whole, children), strict=True)]
+    return found | {
+        "commit": commit.stdout.strip(),
+        "at": at,
+        "busy_elsewhere": round(max(0.0, busy[0] - busy[1]) / seconds, 2),
+        "seconds": round(seconds, 1),
+    }
 
-    def rank(result: dict[str, Any]) -> tuple[str, bool, float]:
-        load = result["load_at_start"]
-        return result["environment"]["date"], load is not None, -(load or 0.0)
 
-    return max(fitting, key=rank, default=None)
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run in a fresh process: what one run leaves in memory, and in caches, is not the next one's.
+
+    A worker that cannot start, or is killed for its memory, raises here; `multiprocessing.Pool` would wait for ever.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def render() -> str:
-    """The page: `benchmarks.md.j2` over all committed results."""
-    import jinja2
-
-    results = all_results()
-    jinja = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-
-    def figure(result: dict[str, Any] | None, key: str, form: str = "{:.3g}", **where: Any) -> str:
-        """One number of the one record that `where` describes; "not measured" where there is none."""
-        records = [] if result is None else result["records"]
-        fitting = [r for r in records if all(r.get(name) == value for name, value in where.items())]
-        if len(fitting) > 1:
-            raise ValueError(f"{len(fitting)} records fit {where}")
-        value = fitting[0].get(key) if fitting else None
-        return NOT_MEASURED if value is None else form.format(value)
-
-    def times(result: dict[str, Any] | None, key: str, *, beside: dict[str, Any], **where: Any) -> str:
-        """A record's figure ÷ that of the record that differs in `beside`, measured in the same run."""
-        mine, other = figure(result, key, "{!r}", **where), figure(result, key, "{!r}", **where | beside)
-        if NOT_MEASURED in (mine, other):
-            return NOT_MEASURED
-        ratio = float(mine) / float(other)
-        return f"{ratio:,.0f}" if ratio >= 20 else f"{ratio:.2f}"
-
-    def file_range(result: dict[str, Any], tokens: str, origin: str) -> str:
-        """How many times as long as ours TRL took where ours wrote a file; a range where only that was written down."""
-        where = {"tokens": tokens, "source": origin, "packer": "pack_dataset, to a file"}
-        low, high = (figure(result, key, "{:.1f}", **where) for key in ("faster", "faster_high"))
-        return f"{low} ×" if high == NOT_MEASURED else f"{low}–{high} ×"
-
-    def source(result: dict[str, Any] | None) -> str:
-        """Where and when, in one line."""
-        if result is None:
-            return f"*{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]} yet.*"
-        e = result["environment"]
-        m = e["machine"]
-        versions = ", ".join(f"{name} {e['versions'][name]}" for name in HOSTS if name in e["versions"])
-        busy = result["load_at_start"]
-        load = "busy, load not noted" if busy is None else f"load {busy}" if busy else "quiet"
-        return f"*{e['date']}, {m['gpu'] or m['cpu']}, {m['cores']} cores, {load}; {versions} (`{result['file']}`).*"
-
-    page = jinja.from_string(TEMPLATE.read_text()).render(
-        latest=lambda name, **options: latest(results, name, **options),
-        figure=figure,
-        times=times,
-        records=lambda result: [] if result is None else result["records"],
-        file_range=file_range,
-        source=source,
-        missing=NOT_MEASURED,
-    )
-    return page.rstrip() + "\n"
+def file_of(around: dict[str, Any], folder: Path) -> Path:
+    """`<date>-<cpu or gpu>[-axolotl][-2…].json`: the first that does not exist, or was filled in this environment."""
+    kind = "gpu" if around["machine"]["gpu"] else "cpu"
+    stem = f"{around['date']}-{kind}{'-axolotl' if 'axolotl' in around['versions'] else ''}"
+    number = 1
+    while True:
+        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.json"
+        if not path.exists() or json.loads(path.read_text())["environment"] == around:
+            return path
+        number += 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
-    parser.add_argument("--out", type=Path, help="by default results/<date>-<cpu or gpu>[-axolotl].json")
-    parser.add_argument("--render", action="store_true", help="run nothing, write the page anew")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results, tests/benchmarks/results")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that one benchmark may take")
+    parser.add_argument("--render", action="store_true", help="run nothing, write the pages anew")
     options, arguments = parser.parse_known_args()
     if arguments and len(options.names) != 1:
         parser.error(f"{' '.join(arguments)}: name the one benchmark whose options these are")
     if unknown := set(options.names) - set(known):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    failed = {}
     if not options.render:
         around = environment()
-        kind = "gpu" if around["machine"]["gpu"] else "cpu"
-        host = "-axolotl" if "axolotl" in around["versions"] else ""
-        out = options.out or RESULTS / f"{around['date']}-{kind}{host}.json"
-        earlier = json.loads(out.read_text())["benchmarks"] if out.exists() else {}
-        found = {"environment": around, "benchmarks": earlier | run(options.names or known, arguments)}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        print(f"\nwritten: {out}")
-    PAGE.write_text(render())
-    print(f"rendered: {PAGE}")
-    if not options.render and (ended := [n for n in options.names or known if n in found["benchmarks"][n]["skipped"]]):
-        sys.exit(f"did not finish: {', '.join(ended)}")
+        options.results.mkdir(parents=True, exist_ok=True)
+        out = file_of(around, options.results)
+        for name in options.names or known:
+            print(f"\n== {name}", flush=True)
+            try:
+                found = run(name, arguments, options.limit)
+            except RuntimeError as error:
+                failed[name] = str(error)
+                continue
+            earlier = json.loads(out.read_text())["benchmarks"] if out.exists() else {}
+            kept = {"environment": around, "benchmarks": earlier | {name: found}}
+            out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+            print(f"{found['seconds']:.0f} s; written: {out}")
+    if options.results == RESULTS:  # a rehearsal's figures are kept off the pages
+        import pages
+
+        print("rendered:", *(str(page) for page in pages.write()))
+    if failed:
+        sys.exit(f"did not finish: {', '.join(f'{name} ({reason})' for name, reason in failed.items())}")
 
 
 if __name__ == "__main__":
