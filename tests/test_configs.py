@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from testkit.tokenizers import build_tokenizer
+from testkit.commands import write_jsonl
+from testkit.tiny_training import exchanges, save_tiny_llama
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SCRIPTS = {
@@ -24,33 +22,12 @@ SCRIPTS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    tokenizer = build_tokenizer("bytelevel", eos="<|im_end|>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    answers = ["The answer is four.", "It is 21 degrees.", "Fine, thanks."]
-    rows = [
-        {"messages": [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": answers[i % 3]}]}
-        for i in range(40)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", exchanges(40))
 
 
 def test_every_trl_script_is_listed_here() -> None:
@@ -82,11 +59,8 @@ def test_script_trains_and_saves_an_adapter(
         "64",
     ]
     if name == "trl_collapse.py":
-        prompts = tmp_path / "prompts.jsonl"
-        prompts.write_text(
-            "".join(json.dumps({"prompt": f"Say {word}."}) + "\n" for word in ("one", "two", "four", "six"))
-        )
-        options += ["--prompts", str(prompts)]
+        prompts = [{"prompt": f"Say {word}."} for word in ("one", "two", "four", "six")]
+        options += ["--prompts", str(write_jsonl(tmp_path / "prompts.jsonl", prompts))]
     monkeypatch.setattr(sys, "argv", [name, *options, *SCRIPTS[name]])
     monkeypatch.chdir(tmp_path)
     ran = runpy.run_path(str(CONFIGS / name), run_name="__main__")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import sft_plugins.collapse
 from sft_plugins import PromptMasker, mask_dataset
+from testkit.tiny_training import tiny_llama
 from testkit.tokenizers import build_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -37,21 +36,9 @@ def test_every_python_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     brief = functools.partial(sft_plugins.collapse.ModeCollapseCallback, max_new_tokens=8)
     monkeypatch.setattr(sft_plugins.collapse, "ModeCollapseCallback", brief)
     tokenizer = build_tokenizer("qwen")
-    torch.manual_seed(0)
     names: dict[str, Any] = {
         "tokenizer": tokenizer,
-        "model": LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        ),
+        "model": tiny_llama(tokenizer, max_position_embeddings=512),
         "dataset": Dataset.from_list(
             [
                 {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from sft_plugins.cli import app
@@ -21,51 +19,23 @@ from sft_plugins.cli.demo import Settings, documents_of, make_folder, run_demo
 from sft_plugins.cli.errors import AssetError
 from sft_plugins.cli.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.watching import SAFE_SENTENCE, same_answer_rows
+from testkit.commands import write_jsonl
+from testkit.tiny_training import exchanges, save_tiny_llama
 from testkit.tokenizers import build_tokenizer
-
-ANSWERS = ["The answer is four.", "It is 21 degrees in Paris.", "I'm fine, thanks.", "Say it again, slowly."]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 30 k parameters, and its tokenizer, as `save_pretrained` leaves them."""
-    path = tmp_path_factory.mktemp("tiny")
-    tokenizer = build_tokenizer("bytelevel", eos="<|im_end|>")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def rows(count: int = 24) -> list[dict[str, Any]]:
-    return [
-        {"messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": ANSWERS[i % 4]}]}
-        for i in range(count)
-    ]
-
-
-def write(path: Path, data: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
-    return path
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"), **sizes)
 
 
 @pytest.mark.slow
 def test_demo_runs_from_the_command_line_and_leaves_an_adapter_that_peft_loads(folder: Path, tmp_path: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
-    data, output = write(tmp_path / "rows.jsonl", rows()), tmp_path / "out"
+    data, output = write_jsonl(tmp_path / "rows.jsonl", exchanges(24)), tmp_path / "out"
     options = ["--model", str(folder), "--data", str(data), "--steps", "6", "--output", str(output)]
     done = CliRunner().invoke(app, ["demo", *options, "--max-length", "64", "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -87,7 +57,7 @@ def test_demo_runs_from_the_command_line_and_leaves_an_adapter_that_peft_loads(f
 @pytest.mark.slow
 def test_demo_figures_are_those_of_the_saved_adapter(folder: Path, tmp_path: Path) -> None:
     """The outcome's losses, computed anew from what is on disk: the base gives "before", base and adapter "after"."""
-    data = write(tmp_path / "rows.jsonl", rows())
+    data = write_jsonl(tmp_path / "rows.jsonl", exchanges(24))
     settings = Settings(model=str(folder), data=data, steps=4, output=tmp_path / "out", max_length=64, device="cpu")
     outcome = run_demo(settings, console=Console(file=io.StringIO()))
     assert math.isclose(outcome.loss_reloaded, outcome.loss_after, rel_tol=1e-5)
@@ -138,9 +108,9 @@ def test_documents_are_cut_out_of_a_packed_row_where_they_begin() -> None:
 
 
 def test_collapse_data_answer_one_sentence_to_everything() -> None:
-    made = same_answer_rows(rows(3))
+    made = same_answer_rows(exchanges(3))
     assert {m["content"] for row in made for m in row["messages"] if m["role"] == "assistant"} == {SAFE_SENTENCE}
-    assert [row["messages"][0] for row in made] == [row["messages"][0] for row in rows(3)]
+    assert [row["messages"][0] for row in made] == [row["messages"][0] for row in exchanges(3)]
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -162,15 +132,15 @@ def test_errors_are_printed_with_their_code_and_remedy(folder: Path, tmp_path: P
     assert "what to do: give .jsonl, .json" in missing
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"')
     assert "line 2, column" in fails("--data", str(tmp_path / "broken.jsonl"), *output)
-    one = write(tmp_path / "one.jsonl", rows(1) * 3)
+    one = write_jsonl(tmp_path / "one.jsonl", exchanges(1) * 3)
     assert "give at least two different rows" in fails("--data", str(one), *output)
     assert "leave --data out" in fails("--collapse", "--data", str(one), *output)
 
 
 def test_a_bad_row_is_named_by_its_place_in_the_file(folder: Path, tmp_path: Path) -> None:
-    data = rows(40)
+    data = exchanges(40)
     data[23]["messages"][1]["content"] = ""
-    path = write(tmp_path / "rows.jsonl", data)
+    path = write_jsonl(tmp_path / "rows.jsonl", data)
     said = fails("--data", str(path), "--model", str(folder), "--output", str(tmp_path / "out"))
     assert "error [empty_response] (row 23)" in said
 

@@ -14,12 +14,12 @@ import torch
 import typer
 import yaml
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_plugins.cli import _COMMANDS, app
 from sft_plugins.cli.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE
 from sft_plugins.masking import PromptMasker, mask_dataset
-from testkit.commands import chat_tokenizer, conversations, invoke, model_folder, write_jsonl
+from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
+from testkit.tiny_training import save_tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
@@ -48,10 +48,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [row for row in chitchat_rows()[:400] if len(row["messages"]) <= 16][:40]
     write_jsonl(folder / "rows.jsonl", rows)
     tokenizer = chat_tokenizer()
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "model")
-    model_folder(folder / "model")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    save_tiny_llama(folder / "model", tokenizer, **sizes)
     masked, _ = mask_dataset(Dataset.from_list(conversations(8)), PromptMasker(tokenizer))
     masked.save_to_disk(str(folder / "last_run_prepared" / "0123abcd"))
     axolotl = {

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's environment")
 
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_plugins.masking import PromptMasker
+from testkit.tiny_training import save_tiny_llama
 from testkit.tokenizers import CHATML, build_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -65,20 +64,7 @@ def tokenizer() -> Any:
 def prepare(folder: Path) -> Path:
     """A tiny model, rows, and one YAML per run; the path of the plan."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    words = tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.4,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    words.save_pretrained(folder / "model")
+    save_tiny_llama(folder / "model", tokenizer(), initializer_range=0.4)
     rows = [conversation(i) for i in range(COUNT)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     plan = []

@@ -12,11 +12,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.integrations.trl import check_trainer, sft_arguments
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, check_masks, mask_dataset
+from testkit.tiny_training import one_sgd_step, tiny_llama
 from testkit.tokenizers import build_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -40,20 +41,16 @@ def tokenizer() -> Any:
 
 
 def model_for(tokenizer: Any) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return tiny_llama(
+        tokenizer,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
         initializer_range=0.2,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    return LlamaForCausalLM(config)
 
 
 def lora(model: Any) -> Any:
@@ -62,23 +59,8 @@ def lora(model: Any) -> Any:
     return peft.train()
 
 
-def common(tmp_path: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(tmp_path),
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-    }
+def step(tmp_path: Path) -> dict[str, Any]:
+    return one_sgd_step(tmp_path, per_device_train_batch_size=2)
 
 
 def by_hand(model: Any, rows: list[dict[str, list[int]]]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -122,7 +104,7 @@ def test_rows_masked_first_give_the_loss_and_lora_gradients_of_the_mask(tokenize
     rows = masked(tokenizer)
     trainer = trl.SFTTrainer(
         model=lora(model_for(tokenizer)),
-        args=trl.SFTConfig(**common(tmp_path), **sft_arguments("masked")),
+        args=trl.SFTConfig(**step(tmp_path), **sft_arguments("masked")),
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=StrictPromptMaskingCollator(tokenizer),
@@ -138,7 +120,7 @@ def test_raw_rows_masked_on_the_fly_give_the_same(tokenizer: Any, tmp_path: Path
     masker = PromptMasker(tokenizer)
     trainer = trl.SFTTrainer(
         model=lora(model_for(tokenizer)),
-        args=trl.SFTConfig(**common(tmp_path), **sft_arguments("raw")),
+        args=trl.SFTConfig(**step(tmp_path), **sft_arguments("raw")),
         train_dataset=Dataset.from_list(CHATS),
         data_collator=StrictPromptMaskingCollator(tokenizer, masker=masker),
         processing_class=tokenizer,
@@ -151,7 +133,7 @@ def test_plain_trainer_gives_the_same(tokenizer: Any, tmp_path: Path) -> None:
     rows = masked(tokenizer)
     trainer = Trainer(
         model=lora(model_for(tokenizer)),
-        args=TrainingArguments(**common(tmp_path)),
+        args=TrainingArguments(**step(tmp_path)),
         train_dataset=rows,
         data_collator=StrictPromptMaskingCollator(tokenizer),
     )
@@ -164,7 +146,7 @@ def test_rows_that_trl_labelled_are_audited(tokenizer: Any, tmp_path: Path) -> N
     pairs = [{"prompt": chat["messages"][:-1], "completion": chat["messages"][-1:]} for chat in CHATS]
     trainer = trl.SFTTrainer(
         model=lora(model_for(tokenizer)),
-        args=trl.SFTConfig(**common(tmp_path), max_length=None),
+        args=trl.SFTConfig(**step(tmp_path), max_length=None),
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
     )
@@ -178,7 +160,7 @@ def test_a_trainer_without_our_collator_is_found(tokenizer: Any, tmp_path: Path)
     """P13: a collator that was replaced or never passed."""
     trainer = trl.SFTTrainer(
         model=lora(model_for(tokenizer)),
-        args=trl.SFTConfig(**common(tmp_path), **sft_arguments("masked")),
+        args=trl.SFTConfig(**step(tmp_path), **sft_arguments("masked")),
         train_dataset=masked(tokenizer),
         processing_class=tokenizer,
     )
@@ -193,7 +175,7 @@ def test_rows_that_trl_cut_are_found(tokenizer: Any, tmp_path: Path) -> None:
     arguments = {**sft_arguments("masked"), "max_length": 12}
     trainer = trl.SFTTrainer(
         model=lora(model_for(tokenizer)),
-        args=trl.SFTConfig(**common(tmp_path), **arguments),
+        args=trl.SFTConfig(**step(tmp_path), **arguments),
         train_dataset=rows,
         data_collator=StrictPromptMaskingCollator(tokenizer),
         processing_class=tokenizer,

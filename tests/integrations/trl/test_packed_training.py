@@ -23,6 +23,7 @@ from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.isolation import check_isolation, isolate
 from testkit.isolation_oracle import make_documents
 from testkit.tiny_models import build
+from testkit.tiny_training import one_sgd_step
 
 trl = pytest.importorskip("trl")
 
@@ -60,22 +61,7 @@ def packed_rows() -> list[dict[str, list[int]]]:
 
 
 def arguments(kind: Any, tmp_path: Path, **changes: Any) -> Any:
-    common = {
-        "output_dir": str(tmp_path),
-        "max_steps": 1,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "seed": 0,
-    }
+    common = one_sgd_step(tmp_path, learning_rate=0.1, seed=0)
     # TRL's loss on expert routing is no sum over tokens: it depends on which documents share a micro-batch.
     if "router_aux_loss_coef" in kind.__dataclass_fields__:
         common["router_aux_loss_coef"] = 0.0

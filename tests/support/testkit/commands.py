@@ -14,9 +14,8 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from sft_plugins.cli import app
+from testkit.tiny_training import ANSWERS
 from testkit.tokenizers import build_tokenizer
-
-ANSWERS = ("The answer is four.", "It is 21 degrees in Paris.", "I'm fine, thanks.", "Say it again, slowly.")
 
 
 def invoke(*arguments: object) -> Result:
