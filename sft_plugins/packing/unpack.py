@@ -10,9 +10,9 @@ of packing, so every architecture is served. Head and loss go on seeing one pack
 
 What it costs. Documents run in buckets, longest first; a bucket takes documents while three quarters of its slots are
 tokens, so that at most 4/3 of the row's tokens are computed, in a handful of calls (log_{4/3}(longest) + 1 at the very
-most). Under `torch.distributed` all documents share one call: ranks with sharded weights must make equally many. A
-decoder that takes no attention mask, or pads wrongly, runs on documents of equal length together, without padding: one
-call for each length, which data parallelism bears and sharded weights do not.
+most). Where weights are sharded all documents share one call: each call gathers them from all ranks, which must make
+equally many. A decoder that takes no attention mask, or pads wrongly, runs on documents of equal length together, without
+padding: one call for each length, which plain data parallelism bears and sharded weights do not, so those are refused.
 
 What it does not change. Routing of experts is per token, hence exact; router logits of padding are dropped before the
 head sees them, so the auxiliary loss is that of the packed row (a decoder that computes one inside counts padding).
@@ -22,6 +22,7 @@ head sees them, so the auxiliary loss is that of the packed row (a decoder that 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -76,7 +77,8 @@ class Unpack:
             state, a memory, a cache) become None.
 
         Raises:
-            ContaminationError: `output_attentions`, if attention weights are asked for.
+            ContaminationError: `output_attentions`, if attention weights are asked for; `sharded`, if the weights are and
+                documents cannot be padded.
         """
         return _by_document(call, arguments, boundaries, padding=self.padding)
 
@@ -100,10 +102,18 @@ def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries
         # the padding index on (roberta), or by the mask (opt).
         del arguments["position_ids"]
 
-    config = getattr(getattr(call, "__self__", None), "config", None)
+    decoder = getattr(call, "__self__", None)
     padding = padding and "attention_mask" in inspect.signature(call).parameters
-    padding = padding and getattr(config, "model_type", None) not in _LENGTH_MATTERS
-    buckets = _buckets(boundaries.lengths, padding=padding)
+    padding = padding and getattr(getattr(decoder, "config", None), "model_type", None) not in _LENGTH_MATTERS
+    sharded = _is_sharded(decoder)
+    if sharded and not padding:
+        raise ContaminationError(
+            f"{type(decoder).__name__} runs on documents of one length at a time, and its weights are sharded: every call "
+            "gathers them from all ranks, so ranks with other lengths would wait for each other for ever",
+            code="sharded",
+            remedy="train it with whole weights on every rank (DDP; DeepSpeed stage 1 or 2), or without packing",
+        )
+    buckets = [np.arange(boundaries.lengths.size)] if sharded else _buckets(boundaries.lengths, padding=padding)
     outputs = []
     for bucket in buckets:
         lengths = boundaries.lengths[bucket]
@@ -132,8 +142,6 @@ def _buckets(lengths: np.ndarray, *, padding: bool) -> list[np.ndarray]:
     lengths 9, 2, 8, 1, 1 → [0, 2], [1, 3], [4]: 17 of 18 slots are tokens, 3 of 4, 1 of 1
     (with document 1 the first bucket would have 19 of 27, with document 4 the second 4 of 6)
     """
-    if padding and _ranks() > 1:
-        return [np.arange(lengths.size)]
     buckets: list[list[int]] = []
     longest = tokens = 0
     for index in np.argsort(-lengths, kind="stable"):
@@ -148,9 +156,21 @@ def _buckets(lengths: np.ndarray, *, padding: bool) -> list[np.ndarray]:
     return [np.asarray(bucket) for bucket in buckets]
 
 
-def _ranks() -> int:
+def _is_sharded(decoder: nn.Module | None) -> bool:
+    """Whether a call of the decoder gathers weights from other ranks: FSDP of either version, or DeepSpeed's ZeRO-3.
+
+    Of a forward that hides its module nothing is known but that there are ranks.
+    """
     distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    if decoder is None:
+        return True
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    return any(isinstance(module, kinds) for module in decoder.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in decoder.parameters()
+    )
 
 
 def _padded(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

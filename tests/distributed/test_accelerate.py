@@ -1,11 +1,13 @@
-"""The accelerate files of `configs/`: what `accelerate launch` makes of them on the CPU, and that DDP and FSDP2 train alike.
+"""The accelerate files of `configs/`: what `accelerate launch` makes of them on the CPU, and that DDP, FSDP2 and DeepSpeed
+train alike.
 
-FSDP2 runs accelerate's and transformers' own code over gloo; only the check that keeps it to GPUs is turned
+FSDP2 and DeepSpeed run accelerate's and transformers' own code over gloo; only the check that keeps them to GPUs is turned
 (`worker_script.py`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -28,6 +30,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WORKER = Path(__file__).with_name("worker_script.py")
 ANSWERS = ["The answer is four.", "It is 21 degrees.", "Fine, thanks."]
 TYPES = {"accelerate_ddp.yaml": "MULTI_GPU", "accelerate_fsdp2.yaml": "FSDP", "accelerate_zero3.yaml": "DEEPSPEED"}
+Ranks = list[dict[str, Any]]
+Trained = tuple[Ranks, dict[str, torch.Tensor]]
+"""What each rank wrote down, and the adapter."""
 
 
 @pytest.fixture(scope="module")
@@ -65,38 +70,73 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def accelerate(config: str, folder: Path, environment: dict[str, str], *arguments: str) -> list[dict[str, Any]]:
+def accelerate(
+    config: str, folder: Path, environment: dict[str, str], inputs: list[str], *options: str, shard: bool = True
+) -> Ranks:
+    """`accelerate launch` of the packing script with one of our files; what each rank wrote down."""
     folder.mkdir(parents=True)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
-    script = [str(CONFIGS / "trl_packing.py"), "--output", str(folder / "out")]
-    worker = [str(WORKER), str(folder), *arguments[:-1], *script, *json.loads(arguments[-1])]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *options]
+    script = [str(CONFIGS / "trl_packing.py"), "--output", str(folder / "out"), *inputs]
+    worker = [str(WORKER), str(folder), *(["--shard"] if shard else []), *script]
     done = subprocess.run(
         [*launch, "--main_process_port", "0", *worker],
         cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    assert (folder / "out" / "adapter_model.safetensors").is_file()
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def ddp(inputs: list[str], tmp_path_factory: pytest.TempPathFactory, cpu_environment: dict[str, str]) -> Trained:
+    folder = tmp_path_factory.mktemp("accelerate") / "ddp"
+    ranks = accelerate("accelerate_ddp.yaml", folder, cpu_environment, inputs, shard=False)
+    for rank in ranks:
+        assert (rank["world"], rank["wrapped"], rank["sharded"]) == (2, "DistributedDataParallel", 0)
+    assert len(ranks[0]["logged"]) == 3
+    return ranks, adapter(folder)
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "adapter_model.safetensors")
+
+
+def assert_trained_alike(ddp: Trained, ranks: Ranks, weights: dict[str, torch.Tensor]) -> None:
+    """Loss and gradient norm of three steps, and the adapter that was saved."""
+    assert weights.keys() == ddp[1].keys()
+    assert all(torch.allclose(weights[name], ddp[1][name], atol=1e-6) for name in weights)
+    for a, b in zip(ddp[0][0]["logged"], ranks[0]["logged"], strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_the_packing_script_trains_alike_under_ddp_and_fsdp2(
-    inputs: list[str], tmp_path: Path, cpu_environment: dict[str, str]
+    ddp: Trained, inputs: list[str], tmp_path: Path, cpu_environment: dict[str, str]
 ) -> None:
-    """Loss and gradient norm of three steps, every parameter sharded in one run and none in the other."""
-    ddp = accelerate("accelerate_ddp.yaml", tmp_path / "ddp", cpu_environment, json.dumps(inputs))
-    fsdp = accelerate("accelerate_fsdp2.yaml", tmp_path / "fsdp", cpu_environment, "--shard", json.dumps(inputs))
-    for rank in ddp:
-        assert (rank["world"], rank["wrapped"], rank["sharded"]) == (2, "DistributedDataParallel", 0)
+    """Every parameter sharded in one run and none in the other."""
+    fsdp = accelerate("accelerate_fsdp2.yaml", tmp_path / "fsdp", cpu_environment, inputs)
     for rank in fsdp:
         assert (rank["world"], rank["wrapped"]) == (2, "FSDPPeftModelForCausalLM")
         assert rank["sharded"] == rank["parameters"] > 20
-    assert len(ddp[0]["logged"]) == 3
-    saved = [load_file(tmp_path / name / "out" / "adapter_model.safetensors") for name in ("ddp", "fsdp")]
-    assert saved[0].keys() == saved[1].keys()
-    assert all(torch.allclose(saved[0][name], saved[1][name], atol=1e-6) for name in saved[0])
-    for a, b in zip(ddp[0]["logged"], fsdp[0]["logged"], strict=True):
-        assert b == pytest.approx(a, rel=1e-4)
+    assert_trained_alike(ddp, fsdp, adapter(tmp_path / "fsdp"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed: DS_BUILD_OPS=0 pip install deepspeed",
+)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_packing_script_trains_alike_under_ddp_and_deepspeed(
+    ddp: Trained, inputs: list[str], stage: int, tmp_path: Path, cpu_environment: dict[str, str]
+) -> None:
+    """Every parameter partitioned in stage 3, optimizer state and gradients in stage 2."""
+    options = [] if stage == 3 else ["--zero_stage", "2"]
+    ranks = accelerate("accelerate_zero3.yaml", tmp_path / "zero", cpu_environment, inputs, *options)
+    for rank in ranks:
+        assert (rank["world"], rank["wrapped"], rank["stage"]) == (2, "DeepSpeedEngine", stage)
+        assert rank["parameters"] > 20
+        assert rank["sharded"] == (rank["parameters"] if stage == 3 else 0)
+    assert_trained_alike(ddp, ranks, adapter(tmp_path / "zero"))
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -113,7 +153,3 @@ def test_accelerate_reads_the_file_and_knows_every_option(name: str) -> None:
 
 def test_every_accelerate_file_is_listed_here() -> None:
     assert {path.name for path in CONFIGS.glob("accelerate_*.yaml")} == set(TYPES)
-
-
-def test_what_was_never_run_says_so_in_its_file() -> None:
-    assert "NEVER RUN" in (CONFIGS / "accelerate_zero3.yaml").read_text(encoding="utf-8")

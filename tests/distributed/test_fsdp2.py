@@ -53,6 +53,14 @@ def test_every_parameter_was_sharded_and_each_rank_had_documents_of_its_own(
     assert abs(a["loss"] - b["loss"]) > 1e-2
 
 
+def test_a_decoder_that_cannot_be_padded_is_refused_where_ranks_would_wait_for_each_other(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert rank["without padding"]["code"] == "sharded"
+        assert "ProphetNetDecoder runs on documents of one length at a time" in rank["without padding"]["error"]
+
+
 def test_the_model_beneath_the_sharded_root_is_refused_and_stays_trainable(ranks: list[dict[str, Any]]) -> None:
     """A forward beneath the root would leave FSDP2 with another root for good: training through it would fail."""
     for rank in ranks:

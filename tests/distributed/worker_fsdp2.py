@@ -126,6 +126,18 @@ def alone(model: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     return [float(x) for x in losses], {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+def without_padding() -> dict[str, Any]:
+    """A decoder that cannot be padded, isolated and then sharded: how many calls a rank makes depends on its documents."""
+    model = tiny("prophetnet", lora=False)
+    collator = BlockDiagonalPackingCollator(tokenizer(), model=model, rows="documents")
+    shard(model, checkpointing=False)
+    try:
+        model(**collator(rows(dist.get_rank())))
+    except ContaminationError as error:
+        return {"error": str(error), "code": error.code}
+    return {"error": None}
+
+
 def beneath_the_root() -> dict[str, Any]:
     """The causal LM inside the sharded PEFT model, given alone; and then training through the root."""
     model = tiny("llama", lora=True)
@@ -154,6 +166,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def main() -> None:
     dist.init_process_group("gloo")
     found = {name: run(**options) for name, options in RUNS.items()}
+    found["without padding"] = without_padding()
     found["beneath the root"] = beneath_the_root()
     (Path(sys.argv[1]) / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

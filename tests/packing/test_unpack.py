@@ -317,10 +317,14 @@ def test_several_rows_come_back_as_rows() -> None:
     assert torch.equal(Unpack().run(backbone, {"input_ids": ids}, boundaries).last_hidden_state[..., 0], ids.float())
 
 
-def test_ranks_make_equally_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With sharded weights every call gathers them from all ranks: one rank calling once more would wait for ever."""
-    monkeypatch.setattr("sft_plugins.packing.unpack._ranks", lambda: 2)
-    assert [bucket.tolist() for bucket in _buckets(np.array([900, 1, 1]), padding=True)] == [[0, 1, 2]]
+def test_ranks_with_sharded_weights_make_equally_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call gathers them from all ranks: one rank calling once more would wait for ever."""
+    assert len(_echo([90, 1, 1])[0]) == 2
+    monkeypatch.setattr("sft_plugins.packing.unpack._is_sharded", lambda _: True)
+    assert _echo([90, 1, 1])[0] == [(3, 90)]
+    with pytest.raises(ContaminationError, match="one length at a time, and its weights are sharded") as error:
+        _echo([90, 1, 1], padding=False)
+    assert error.value.code == "sharded"
 
 
 def test_a_third_more_slots_than_tokens_at_most_in_logarithmically_many_calls() -> None:
