@@ -16,16 +16,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import datasets
 import numpy as np
+import torch
 
-from sft_plugins.errors import MaskingError
+from sft_plugins.errors import ContaminationError, MaskingError, SFTPluginsError
 from sft_plugins.integrations._compat import require
 from sft_plugins.masking import StrictPromptMaskingCollator
 from sft_plugins.masking.tokenized import label_arrays
 from sft_plugins.packing import BlockDiagonalPackingCollator
+from sft_plugins.packing.entry import installed_backend
+from sft_plugins.packing.target import causal_lm_of
 
 Rows = Literal["masked", "packed", "raw"]
 _OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator)
+_COLLATED = 8
+_STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ def sft_arguments(rows: Rows) -> dict[str, Any]:
 
 
 def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64) -> TrainerCheck:
-    """Show that a built trainer really uses our collator and kept our labels. Call it before `trainer.train()`.
+    """Show that a built trainer really uses our collator, on the model it was built for, and kept our labels.
+
+    Call it before `trainer.train()`. The first rows of each data set are collated as the trainer will do it.
 
     Args:
         trainer: an `SFTTrainer`, or any `transformers.Trainer`.
@@ -74,14 +82,18 @@ def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64)
 
     Raises:
         MaskingError: `host_collator` where the live dataloader's collator is not ours, `host_dataset` where rows were
-            dropped, cut, re-labelled or lost a column.
+            dropped, cut, re-labelled, lost a column or cannot be collated, `bad_option` for a stream as `dataset`.
+        ContaminationError: `not_isolated` where rows are packed and the trainer's own model is not isolated; other codes
+            for models that cannot be packed.
     """
-    train = _live_collator(trainer.get_train_dataloader())
-    _require_ours(train, "training")
+    train = _live_collator(trainer.get_train_dataloader(), "training")
+    if isinstance(train, BlockDiagonalPackingCollator):
+        _require_isolated(trainer)
     evaluation = None
-    if trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
-        evaluation = _live_collator(trainer.get_eval_dataloader())
-        _require_ours(evaluation, "evaluation")
+    if trainer.eval_dataset is not None:
+        names = [None] if not isinstance(trainer.eval_dataset, dict) else list(trainer.eval_dataset)
+        for name in names:
+            evaluation = _live_collator(trainer.get_eval_dataloader(name), "evaluation")
     compared = rows = None
     if dataset is not None:
         rows, compared = _compare_rows(dataset, trainer.train_dataset, rows_compared)
@@ -93,15 +105,11 @@ def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64)
     )
 
 
-def _live_collator(dataloader: Any) -> Any:
-    """The collator at the bottom of what a Trainer wraps around it to remove columns."""
+def _live_collator(dataloader: Any, phase: str) -> Any:
+    """The collator at the bottom of what a Trainer wraps around it to remove columns: one of ours, and it takes the rows."""
     collator = dataloader.collate_fn
     while hasattr(collator, "data_collator"):
         collator = collator.data_collator
-    return collator
-
-
-def _require_ours(collator: Any, phase: str) -> None:
     if not isinstance(collator, _OURS):
         raise MaskingError(
             f"the {phase} dataloader collates with {type(collator).__name__}.",
@@ -109,9 +117,40 @@ def _require_ours(collator: Any, phase: str) -> None:
             remedy="Pass data_collator=StrictPromptMaskingCollator(tokenizer) (or BlockDiagonalPackingCollator) to the "
             "trainer, and build its arguments with sft_arguments(…).",
         )
+    rows = dataloader.dataset
+    if not isinstance(rows, _STREAMS):
+        try:
+            # Not through the dataloader's own iterator, which would move the state of the random numbers.
+            dataloader.collate_fn([rows[i] for i in range(min(_COLLATED, len(rows)))])
+        except SFTPluginsError as error:
+            raise MaskingError(
+                f"the {phase} rows cannot be collated: {error}",
+                code="host_dataset",
+                row=error.row,
+                remedy="Mask (and pack) them first: TRL labels rows that are not.",
+            ) from error
+    return collator
+
+
+def _require_isolated(trainer: Any) -> None:
+    if installed_backend(causal_lm_of(trainer.model)) is None:
+        raise ContaminationError(
+            "rows are packed, and the trainer's model is not isolated: the collator was built with another one, so "
+            "documents would see one another.",
+            code="not_isolated",
+            remedy="Call isolate(model) in `model_init`, which makes the model anew when training begins."
+            if getattr(trainer, "model_init", None) is not None
+            else "Call isolate(trainer.model), or build the collator with the model that the trainer is given.",
+        )
 
 
 def _compare_rows(given: Any, held: Any, limit: int) -> tuple[int, int]:
+    if isinstance(given, _STREAMS) or isinstance(held, _STREAMS):
+        raise MaskingError(
+            "the rows of a stream cannot be compared without drawing them.",
+            code="bad_option",
+            remedy="Leave `dataset` out.",
+        )
     if len(given) != len(held):
         raise MaskingError(
             f"{len(given)} rows were handed in, the trainer holds {len(held)}.",
