@@ -20,11 +20,13 @@ from sft_plugins.masking.render import ChatRenderer
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.stops import find_stop_tokens
 from sft_plugins.masking.text import TextTokenizer
-from sft_plugins.masking.tokenized import label_arrays
+from sft_plugins.masking.tokenized import document_arrays
 
 
 def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) -> MaskReport:
     """Audit rows with `input_ids` and `labels`, `completion_mask` or `assistant_masks`. Nothing is raised for a bad row.
+
+    Packed rows (with `seq_lengths`) are taken apart: `rows_out` and what is counted by length are their documents.
 
     Returns:
         A `MaskReport` whose `failures` count, by code, the rows that break an invariant of strict masking:
@@ -41,27 +43,29 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     header = assistant_header(text, renderer)
     rules = RowRules(vocabulary_size=text.size, bos_token_id=tokenizer.bos_token_id)
     names = {i: text.decode([i]) for i in stops}
-    report = MaskReport()
+    report, packed = MaskReport(), False
     prompts: list[np.ndarray] = []
     for row, example in enumerate(dataset):
         report.rows_in += 1
         try:
-            ids, labels = label_arrays(example) if "input_ids" in example else _refuse(example)
+            documents = document_arrays(example) if "input_ids" in example else _refuse(example)
         except MaskingError as error:
             report.add_failure(error.code, row, error.message)
             continue
-        violation = find_violation(ids, labels, rules)
-        if violation is not None:
-            report.add_failure(violation.code, row, violation.message)
-            if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
-                continue
-        for code, message in _turn_faults(ids, labels, stops, header, text):
-            report.add_failure(code, row, message)
-        report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
-        if len(prompts) < PREFIX_ROWS:
-            supervised = labels != IGNORE_INDEX
-            width = int(np.argmax(supervised)) if supervised.any() else len(ids)
-            prompts.append(ids[: min(width, PREFIX_TOKENS)].copy())  # a view would keep all of `ids` in memory
+        packed |= len(documents) > 1
+        for ids, labels in documents:
+            violation = find_violation(ids, labels, rules)
+            if violation is not None:
+                report.add_failure(violation.code, row, violation.message)
+                if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
+                    continue
+            for code, message in _turn_faults(ids, labels, stops, header, text):
+                report.add_failure(code, row, message)
+            report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
+            if len(prompts) < PREFIX_ROWS:
+                supervised = labels != IGNORE_INDEX
+                width = int(np.argmax(supervised)) if supervised.any() else len(ids)
+                prompts.append(ids[: min(width, PREFIX_TOKENS)].copy())  # a view would keep all of `ids` in memory
     if not report.rows_in:
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
     report.role_tokens = {
@@ -69,6 +73,8 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
         "untrained": report.tokens - report.supervised_tokens,
     }
     report.repeated_prefixes = repeated_prefixes(prompts)
+    if packed:
+        report.notes.append("rows are packed: each of their documents was checked by itself")
     if not header:
         report.notes.append("the tokenizer has no chat template that marks assistant turns: turns were not checked")
     return report

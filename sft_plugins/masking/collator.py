@@ -18,7 +18,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, check_batch
 from sft_plugins.masking.encode import PromptMasker
 from sft_plugins.masking.text import require_tokenizer
-from sft_plugins.masking.tokenized import label_arrays
+from sft_plugins.masking.tokenized import label_arrays, refuse_packed
 
 
 class StrictPromptMaskingCollator:
@@ -86,12 +86,7 @@ class StrictPromptMaskingCollator:
                     code="bad_schema",
                     remedy="Rows are dictionaries with `input_ids` and `labels`.",
                 )
-            if "seq_lengths" in feature:
-                raise MaskingError(
-                    "the row is packed (it has `seq_lengths`): padded, its documents would see one another.",
-                    code="packed_row",
-                    remedy="Use BlockDiagonalPackingCollator for packed rows.",
-                )
+            refuse_packed(feature)
             if feature.get("input_ids") is not None:
                 return [label_arrays(feature)]
             if self.masker is None:

@@ -34,10 +34,23 @@ def parse_tokenized(row: Mapping[str, Any]) -> Tokenized:
 
     Raises:
         MaskingError: `bad_schema` where nothing says which tokens carry loss or a column is no list of integers,
-            `length_mismatch` where a column's length differs from that of `input_ids`.
+            `length_mismatch` where a column's length differs from that of `input_ids`, `packed_row`.
     """
+    refuse_packed(row)
     ids, labels = label_arrays(row)
     return Tokenized(ids.tolist(), labels.tolist(), assistant_mask=row.get("assistant_masks") is not None)
+
+
+def refuse_packed(row: Mapping[str, Any]) -> None:
+    """Raises:
+    MaskingError: `packed_row` for a row that says where its documents end.
+    """
+    if row.get("seq_lengths") is not None:
+        raise MaskingError(
+            "the row is packed (it has `seq_lengths`): read as one document, its documents would see one another.",
+            code="packed_row",
+            remedy="Mask and check rows before they are packed; packed rows are for BlockDiagonalPackingCollator.",
+        )
 
 
 def label_arrays(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +82,22 @@ def label_arrays(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
                 )
             ids, labels = ids[real], labels[real]
     return ids, labels
+
+
+def document_arrays(row: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`label_arrays` of every document of a tokenised row: of the one, or of those that its `seq_lengths` tell apart."""
+    ids, labels = label_arrays(row)
+    if row.get("seq_lengths") is None:
+        return [(ids, labels)]
+    lengths = integers(row["seq_lengths"], "seq_lengths")
+    if not lengths.size or lengths.min() < 1 or lengths.sum() != len(ids):
+        raise MaskingError(
+            f"documents of {lengths.tolist()[:8]} tokens do not fill a row of {len(ids)}.",
+            code="length_mismatch",
+            remedy="`seq_lengths` holds the tokens of each document, all of them at least 1.",
+        )
+    ends = np.cumsum(lengths)[:-1]
+    return list(zip(np.split(ids, ends), np.split(labels, ends), strict=True))
 
 
 def integers(value: Any, name: str) -> np.ndarray:

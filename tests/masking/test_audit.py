@@ -187,6 +187,25 @@ def test_masks_count_as_labels_do() -> None:
         assert report.supervised_tokens == sum(mask)
 
 
+def test_packed_rows_are_checked_document_by_document() -> None:
+    """Read as one document, a packed row would hide all first labels but its own."""
+    good, bad = exact(), exact()
+    _first_label(bad)
+
+    def packed(*documents: dict[str, list[int]]) -> dict[str, list[int]]:
+        joined = {name: [token for document in documents for token in document[name]] for name in good}
+        return joined | {"seq_lengths": [len(document["input_ids"]) for document in documents]}
+
+    rows = [packed(good, good), packed(good, bad, good), packed(good) | {"seq_lengths": [1, 1]}]
+    report = check_masks(rows, tokenizer_of())
+    assert {code: (found.count, found.first_rows) for code, found in report.failures.items()} == {
+        "first_label": (1, [1]),
+        "length_mismatch": (1, [2]),
+    }
+    assert (report.rows_in, report.rows_out) == (3, 5)
+    assert any("packed" in note for note in report.notes)
+
+
 def test_what_cannot_be_checked_is_said() -> None:
     tokenizer = build_tokenizer("qwen", chat_template=None)
     eos = tokenizer.eos_token_id
