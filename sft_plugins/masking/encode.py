@@ -167,7 +167,7 @@ class PromptMasker:
             type(tokenizer).__name__,
             self._text.definition(),
             tokenizer.special_tokens_map,
-            self._renderer.template_source() if self._renderer.available else None,
+            tokenizer.chat_template,  # all of them, where it has one for tools besides
             sorted(self.stop_token_ids),
             asdict(self.options),
         ]
