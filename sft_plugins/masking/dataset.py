@@ -9,6 +9,7 @@ IterableDataset       the same per batch as rows are drawn; the report grows wit
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.encode import MaskedExample, Outcome, PromptMasker
 from sft_plugins.masking.messages import ROLES
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
+from sft_plugins.masking.stored import json_columns, with_json_read
 
 _BATCH = 256
 ORIGINS = ("trained", *ROLES, "template", "untrained")
@@ -53,7 +55,8 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
     """Mask every row of `dataset`: the naive `[row for example in dataset for row in masker.encode(example)]`, counted.
 
     Args:
-        dataset: rows in any form that `PromptMasker` takes.
+        dataset: rows in any form that `PromptMasker` takes. Where a column is JSON text or of the feature `Json`, a null among
+            the arguments of a call is one; elsewhere it is a hole that columnar storage filled, and left out.
         masker: says what is masked and what becomes of rows that cannot be.
         num_proc: processes; for a `Dataset` only.
 
@@ -85,12 +88,18 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
             code="bad_schema",
             remedy="Dataset.from_list([...]) makes one of a list of rows.",
         )
+    if dataset.format["type"] == "custom":
+        raise MaskingError(
+            "the dataset has a transform (`set_transform`, `with_transform`), and rows are masked as they are stored.",
+            code="bad_schema",
+            remedy="Give the function to `dataset.map`, or take it off with `dataset.with_format(None)`.",
+        )
     if len(dataset) == 0:
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
     facts = f"{dataset._fingerprint} {masker.fingerprint()} {RECORD}"
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:32]
     records = dataset.with_format("arrow").map(
-        _EncodeTable(masker),
+        _EncodeTable(masker, json_columns(dataset.features)),
         with_indices=True,
         batched=True,
         batch_size=_BATCH,
@@ -116,11 +125,14 @@ def from_records(records: Dataset, masker: PromptMasker, *, rows_in: int) -> Mas
 class _EncodeTable:
     """Arrow table of rows, their numbers → Arrow table of records. A class, so that it travels to other processes."""
 
-    def __init__(self, masker: PromptMasker) -> None:
-        self.masker = masker
+    def __init__(self, masker: PromptMasker, columns: Mapping[str, Any]) -> None:
+        self.masker, self.columns = masker, columns
 
     def __call__(self, table: pa.Table, indices: list[int]) -> pa.Table:
-        return to_records(self.masker.encode_batch(table.to_pylist()), indices, self.masker)
+        rows = table.to_pylist()
+        if self.columns:
+            rows = [with_json_read(row, self.columns) for row in rows]
+        return to_records(self.masker.encode_batch(rows), indices, self.masker)
 
 
 def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker) -> pa.Table:
@@ -227,12 +239,17 @@ def _prompts(rows: pa.Table) -> list[np.ndarray]:
 
 def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
     report = MaskReport(notes=["counts cover the rows drawn so far, in this process"])
+    dataset = dataset.with_format(None)
+    if stored := json_columns(dataset.features):
+        dataset = dataset.decode(False)
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if not columns:
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        if stored:
+            examples = [with_json_read(example, stored) for example in examples]
         report.rows_in += len(examples)
         records = to_records(masker.encode_batch(examples), indices, masker)
         _count_sources(report, records)

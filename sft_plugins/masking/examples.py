@@ -1,6 +1,6 @@
 """Rows as people have them → one of three forms the encoder understands. Nothing is tokenised or rendered here.
 
-    messages | conversations | prompt+completion lists | Alpaca   →  Conversation
+    messages | conversations | prompt+completion lists | Alpaca   →  Conversation   (a `system` column goes in front)
     prompt+response | prompt+completion strings                  →  TextPair
     input_ids (+ labels, completion_mask, assistant_masks)       →  Tokenized
 
@@ -17,10 +17,12 @@ from typing import Any, TypeAlias
 
 from sft_plugins.masking.messages import (
     Message,
+    Written,
     check_text,
     clean_message,
     drop_none,
     message_texts,
+    read_json,
     schema_error,
     train_flag,
 )
@@ -95,6 +97,16 @@ def _conversation(row: Mapping[str, Any], messages: list[Message], *, first_trai
         raise schema_error(
             "the conversation has no messages.", "Remove the row or give it at least one user and assistant."
         )
+    if system := _system(row):
+        first = messages[0]
+        if first.get("role") not in ("system", "developer"):
+            messages = [{"role": "system", "content": system}, *messages]
+            first_trainable += 1
+        elif first.get("content") != system:
+            raise schema_error(
+                "the row has a `system` column and another system message.",
+                "Remove one of them; neither is left out silently.",
+            )
     cleaned, trainable = [], []
     for index, raw in enumerate(messages):
         flag = train_flag(raw, index)
@@ -115,7 +127,7 @@ def _conversation(row: Mapping[str, Any], messages: list[Message], *, first_trai
 def _messages(value: Any, column: str) -> list[Message]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except json.JSONDecodeError as error:
             raise schema_error(
                 f"`{column}` is a string that is not JSON ({error}).", "Give a list of messages."
@@ -147,7 +159,7 @@ def _from_sharegpt(turn: Message, index: int) -> Message:
     if speaker != "function_call":
         return {**message, "content": turn.get("value")}
     try:
-        calls = json.loads(turn["value"])
+        calls = read_json(turn["value"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise schema_error(
             f"`conversations[{index}]` is a `function_call` whose value is not JSON ({error}).",
@@ -160,7 +172,7 @@ def _from_sharegpt(turn: Message, index: int) -> Message:
 def _prompt_and_answer(row: Mapping[str, Any], answer: str) -> Example:
     prompt, response = row["prompt"], row[answer]
     if isinstance(prompt, str) and isinstance(response, str):
-        return TextPair(prompt, response)
+        return _text_pair(row, prompt, response)
     if isinstance(prompt, str) or isinstance(response, str):
         raise schema_error(
             f"`prompt` is {type(prompt).__name__} and `{answer}` is {type(response).__name__}.",
@@ -173,10 +185,13 @@ def _prompt_and_answer(row: Mapping[str, Any], answer: str) -> Example:
 def _from_alpaca(row: Mapping[str, Any], has_chat_template: bool) -> Example:
     """With a chat template, what a chat will ask later; without one, the prompt of the Stanford Alpaca recipe."""
     instruction, extra, output = (_string(row, key) for key in ("instruction", "input", "output"))
+    if row.get("history"):
+        raise schema_error(
+            "the row has a `history` of earlier turns, which Alpaca's form has no place for.", "Give it as `messages`."
+        )
     if has_chat_template:
-        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
         user = {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}
-        return _conversation(row, [*system, user, {"role": "assistant", "content": output}])
+        return _conversation(row, [user, {"role": "assistant", "content": output}])
     if extra:
         intro = (
             "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -189,7 +204,21 @@ def _from_alpaca(row: Mapping[str, Any], has_chat_template: bool) -> Example:
             "Write a response that appropriately completes the request.\n\n"
         )
         prompt = f"{intro}### Instruction:\n{instruction}\n\n### Response:"
-    return TextPair(prompt, output)
+    return _text_pair(row, prompt, output)
+
+
+def _text_pair(row: Mapping[str, Any], prompt: str, response: str) -> TextPair:
+    if _system(row):
+        raise schema_error(
+            "the row has a `system` column, and a prompt that is trained as it stands has no place for it.",
+            "Put the text into the prompt, give the row as `messages`, or remove the column.",
+        )
+    return TextPair(prompt, response)
+
+
+def _system(row: Mapping[str, Any]) -> str:
+    """The system prompt that stands in a column of its own (ShareGPT, Alpaca), empty where there is none."""
+    return _string(row, "system") if row.get("system") else ""
 
 
 def _string(row: Mapping[str, Any], key: str) -> str:
@@ -206,12 +235,14 @@ def _tools(value: Any) -> list[Any] | None:
         return None
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except json.JSONDecodeError as error:
             raise schema_error(f"`tools` is a string that is not JSON ({error}).", "Give a list of schemas.") from error
     if not isinstance(value, (list, tuple)):
         raise schema_error(f"`tools` must be a list of schemas, got {type(value).__name__}.", "See OpenAI's format.")
-    return [drop_none(json.loads(tool) if isinstance(tool, str) else tool) for tool in value] or None
+    tools = [read_json(tool) if isinstance(tool, str) else tool for tool in value]
+    # A null of a schema in JSON text ("default": null) is there at generation as well.
+    return [tool if isinstance(tool, Written) else drop_none(tool) for tool in tools] or None
 
 
 def _template_kwargs(value: Any) -> dict[str, Any]:

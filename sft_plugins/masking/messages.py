@@ -14,6 +14,11 @@ from sft_plugins.errors import MaskingError
 
 Message: TypeAlias = dict[str, Any]
 
+
+class Written(dict[str, Any]):
+    """A mapping read from JSON text. What is null in it somebody wrote; columnar storage fills no holes there."""
+
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
@@ -110,10 +115,22 @@ def check_text(text: str, where: str) -> None:
         ) from error
 
 
+def read_json(text: str) -> Any:
+    """`json.loads`, with every mapping a `Written` one."""
+    return json.loads(text, object_hook=Written)
+
+
 def drop_none(value: Any) -> Any:
-    """`value` without the mapping entries that are `None`, at every depth. Arrow fills missing struct fields with them."""
+    """`value` without the mapping entries that are `None`, at every depth. Arrow fills missing struct fields with them.
+
+    The arguments of a call that were read from JSON text keep theirs: a null among them is part of the answer.
+    """
     if isinstance(value, Mapping):
-        return {key: drop_none(item) for key, item in value.items() if item is not None}
+        return {
+            key: item if key == "arguments" and isinstance(item, Written) else drop_none(item)
+            for key, item in value.items()
+            if item is not None
+        }
     if isinstance(value, (list, tuple)):
         return [drop_none(item) for item in value]
     return value

@@ -70,14 +70,16 @@ class TextTokenizer:
         """`tokenizer(text)` as generation is given it: the special tokens it puts in front, BOS at most once, none behind."""
         bare = self.encode([text])[0]
         full = self.tokenizer(text, verbose=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        if not bare:  # of an empty text only a BOS is left; an EOS stands behind it
+            return [bos] if bos is not None and full[:1] == [bos] else []
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
                 front = full[:start]
                 break
         else:  # the tokenizer treats the text itself differently when it adds special tokens
             return full
-        bos = self.tokenizer.bos_token_id
-        if front and bare and front[-1] == bare[0] == bos:
+        if front and front[-1] == bare[0] == bos:
             front = front[:-1]
         return front + bare
 

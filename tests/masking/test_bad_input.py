@@ -54,6 +54,27 @@ ROWS: dict[str, tuple[Any, set[str], str]] = {
     "None content of an assistant": ({"messages": [user("a"), assistant(None)]}, {"bad_schema"}, "content"),
     "number as content": ({"messages": [user(3), assistant("b")]}, {"bad_schema"}, "int"),
     "dict as content": ({"messages": [user({"a": 1}), assistant("b")]}, {"bad_schema"}, "dict"),
+    "system prompt in two places": (
+        {"system": "Be kind.", "messages": [{"role": "system", "content": "Be brief."}, user("a"), assistant("b")]},
+        {"bad_schema"},
+        "system",
+    ),
+    "system prompt of another type": ({"system": ["Be kind."], **GOOD}, {"bad_schema"}, "system"),
+    "system prompt beside a bare prompt": (
+        {"system": "Be kind.", "prompt": "a", "response": "b"},
+        {"bad_schema"},
+        "system",
+    ),
+    "Alpaca with earlier turns": (
+        {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+        {"bad_schema"},
+        "history",
+    ),
+    "packed row": (
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]},
+        {"packed_row"},
+        "seq_lengths",
+    ),
     "image": (
         {"messages": [user([{"type": "image"}, {"type": "text", "text": "What?"}]), assistant("A cat.")]},
         {"bad_schema"},
@@ -204,6 +225,39 @@ def test_a_template_that_raises_is_named_with_its_reason() -> None:
     refused(PromptMasker(broken).encode, GOOD, match="(?i)template")
     unparsable = build_tokenizer("qwen", chat_template="{% for m in messages %}")
     refused(lambda: PromptMasker(unparsable).encode(GOOD), match="(?i)template")
+
+
+@pytest.mark.parametrize("kind", ["llama3", "sp-bpe", "sp-bpe-slow", "qwen"])
+def test_an_empty_prompt_is_a_bos_or_refused(kind: str) -> None:
+    """Text alone, trained from the first token on: a BOS is all that it is predicted from."""
+    tokenizer = build_tokenizer(kind)
+    row = {"prompt": "", "response": "Hi there."}
+    if tokenizer.bos_token_id is None:
+        assert refused(PromptMasker(tokenizer).encode, row).code == "no_prompt"
+        return
+    (made,) = PromptMasker(tokenizer).encode(row)
+    assert made.input_ids[:1] == [tokenizer.bos_token_id] == tokenizer("")["input_ids"]
+    assert made.labels == [IGNORE, *made.input_ids[1:]]
+    assert tokenizer.decode(made.input_ids[1:-1]).lstrip(" ") == "Hi there."
+    assert made.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_system_column_is_a_system_message() -> None:
+    """ShareGPT and Alpaca have it beside the turns, and Axolotl reads it there; left out, another prompt would be trained."""
+    by = masker()
+    (expected,) = by.encode({"messages": [{"role": "system", "content": "Be kind."}, *GOOD["messages"]]})
+    turns = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi there."}]
+    question, answer = ([message] for message in GOOD["messages"])
+    for row in (
+        GOOD,
+        {"conversations": turns},
+        {"prompt": question, "completion": answer},
+        {"instruction": "Hello", "output": "Hi there."},
+        {"messages": [{"role": "system", "content": "Be kind."}, *GOOD["messages"]]},
+    ):
+        assert by.encode({**row, "system": "Be kind."}) == [expected]
+        for none in (None, ""):
+            assert by.encode({**row, "system": none}) == by.encode(row)
 
 
 def test_something_that_is_no_tokenizer_is_refused() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, List, Value, load_dataset, load_from_disk
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.masking.dataset import _EncodeTable
 from testkit.conversations import TemplateKnobs, assistant, conversations, user
-from testkit.tokenizers import build_tokenizer
+from testkit.tokenizers import build_tokenizer, tokenizer_for_template
 
 STRIP = TemplateKnobs(reasoning="strip_history").jinja()
 BAD = {"messages": [user("Hello"), {"role": "wizard", "content": "b"}]}
@@ -204,6 +205,20 @@ def test_a_second_call_reads_the_cache_and_brings_the_same_report(disk: Dataset,
     assert calls == 2
 
 
+def test_a_changed_template_for_tools_is_not_read_from_the_cache(disk: Dataset) -> None:
+    """A tokenizer may have a second template for rows with tools."""
+    tokenizer = build_tokenizer("qwen")
+    plain, tools = tokenizer.chat_template, [{"type": "function", "function": {"name": "f"}}]
+    data = disk.map(lambda _: chat(0) | {"tools": tools}, remove_columns=disk.column_names)
+    made = []
+    for name in ("one", "two"):
+        tokenizer.chat_template = {"default": plain, "tool_use": f"Tools, {name}.{plain}"}
+        by = PromptMasker(tokenizer)
+        made.append(rows_of(mask_dataset(data, by).dataset))
+        assert made[-1] == loop(data, by)
+    assert made[0] != made[1]
+
+
 def _more_tokens(tokenizer: Any) -> None:
     tokenizer.add_tokens(["<extra>"])
 
@@ -276,6 +291,13 @@ def test_a_stream_from_a_generator_without_known_columns() -> None:
     assert rows_of(made) == loop([chat(i) for i in range(5)], masker())
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow", "pandas"])
+def test_a_format_set_on_a_stream_changes_nothing(kind: str) -> None:
+    data = Dataset.from_list([chat(i) for i in range(3)])
+    made = mask_dataset(data.to_iterable_dataset().with_format(kind), masker()).dataset
+    assert rows_of(made) == loop(data, masker())
+
+
 def test_an_error_in_a_stream_carries_the_number_of_its_row() -> None:
     rows = [BAD if i == 270 else chat(i) for i in range(300)]
     stream, _ = mask_dataset(Dataset.from_list(rows).to_iterable_dataset(), masker())
@@ -320,6 +342,61 @@ def test_a_dataset_of_which_every_row_is_dropped_is_empty_and_says_why() -> None
     assert len(made) == 0
     assert made.column_names == ["input_ids", "labels"]
     assert report.failures["bad_schema"].count == report.dropped_rows == 2
+
+
+def test_a_transform_is_refused_since_rows_are_read_as_stored() -> None:
+    """What is stored is not what the user sees; masking it would train other answers."""
+    data = Dataset.from_list([chat(0)]).with_transform(lambda _: {"messages": [chat(1)["messages"]]})
+    assert data[0] == chat(1)
+    with pytest.raises(MaskingError, match="with_transform") as caught:
+        mask_dataset(data, masker())
+    assert caught.value.code == "bad_schema"
+    assert rows_of(mask_dataset(data.with_format(None), masker()).dataset) == loop([chat(0)], masker())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON text
+# ---------------------------------------------------------------------------------------------------------------------
+
+_CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris", "unit": None}}}
+_CALLS = {"messages": [user("Weather?"), {"role": "assistant", "content": "", "tool_calls": [_CALL]}]}
+_STRUCT = {
+    "role": Value("string"),
+    "content": Value("string"),
+    "tool_calls": List({"type": Value("string"), "function": {"name": Value("string"), "arguments": Json()}}),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("form", ["file", "messages", "arguments", "text"])
+def test_json_columns_are_read_and_their_nulls_are_part_of_the_answer(tmp_path: Path, form: str, stream: bool) -> None:
+    """`load_dataset("json")` stores messages as JSON text where only some of them have tool calls."""
+    rows = [_CALLS, chat(0)]
+    if form == "file":
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path))
+        assert data.features == Features({"messages": List(Json())}), "datasets reads such files in another way now"
+    elif form == "text":
+        data = Dataset.from_list([{"messages": json.dumps(row["messages"])} for row in rows])
+    else:
+        data = Dataset.from_list(rows, features=Features({"messages": List(Json() if form == "messages" else _STRUCT)}))
+    tokenizer = tokenizer_for_template("qwen2_5")
+    made = list(mask_dataset(data.to_iterable_dataset() if stream else data, PromptMasker(tokenizer)).dataset)
+    rendered = [tokenizer.apply_chat_template(row["messages"], tokenize=False).rstrip("\n") for row in rows]
+    assert "null" in rendered[0]
+    assert [tokenizer.decode(row["input_ids"]) for row in made] == rendered
+
+
+def test_a_null_in_the_schema_of_a_tool_stands_in_the_prompt_as_it_does_at_generation() -> None:
+    schema = {"type": "object", "properties": {"unit": {"type": "string", "default": None}}}
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": schema}}]
+    tokenizer = tokenizer_for_template("qwen2_5")
+    (made,) = PromptMasker(tokenizer).encode(chat(0) | {"tools": json.dumps(tools)})
+    prompt = tokenizer.apply_chat_template(
+        chat(0)["messages"][:1], tools=tools, add_generation_prompt=True, tokenize=False
+    )
+    assert '"default": null' in prompt
+    assert tokenizer.decode(made.input_ids).startswith(prompt)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
