@@ -20,7 +20,7 @@ VENV_AX_LATEST := .venv-axolotl-latest
 RECIPE  := pyproject.toml Makefile
 
 # Axolotl's environment runs the oldest supported TRL, transformers, PEFT and datasets, so what touches a host runs there again.
-AXOLOTL_TESTS ?= tests/integrations tests/masking tests/packing tests/collapse tests/cli tests/preflight tests/distributed tests/test_configs.py
+AXOLOTL_TESTS ?= tests/integrations tests/masking tests/packing tests/collapse tests/cli tests/preflight tests/distributed tests/gpu tests/test_configs.py
 SHARED := -n $(WORKERS) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -35,7 +35,7 @@ help:
 	@echo "make test    lint, types and every test, on the newest TRL and on Axolotl with its older pins"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the benchmarks, side by side with what they are compared with"
-	@echo "make test-gpu               the tests of the GPU path; DEVICE=cpu rehearses them without one"
+	@echo "make test-gpu               the tests of the GPU path on a GPU (make test rehearses them on the CPU)"
 	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
 	@echo "make clean   remove the environments and caches that make created here"
 
@@ -64,9 +64,10 @@ bench: $(VENV)/.dev
 
 test-gpu: export HF_HUB_OFFLINE := 1
 test-gpu: export SFT_PLUGINS_TEST_DEVICE := $(DEVICE)
+test-gpu: export CUBLAS_WORKSPACE_CONFIG := :4096:8
 test-gpu: $(VENV)/.dev
 	@$(VENV)/bin/python -c 'import torch; torch.empty(1, device="$(DEVICE)")' || \
-	  { echo "no device '$(DEVICE)' here; make test-gpu DEVICE=cpu rehearses all but the CUDA kernels" >&2; exit 1; }
+	  { echo "no device '$(DEVICE)' here; make test-gpu DEVICE=cpu rehearses all but the CUDA kernels, as make test does" >&2; exit 1; }
 	$(VENV)/bin/pytest -m gpu $(PYTEST_ARGS) tests
 
 test-axolotl-latest: export HF_HUB_OFFLINE := 1

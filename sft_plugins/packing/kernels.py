@@ -42,6 +42,9 @@ class Rule:
         return seen
 
 
+KERNEL_DEVICES = frozenset({"cuda"})
+"""Types of device that torch has a variable-length kernel for."""
+
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """query [n, H, l, D], key [n, Hk, l, D], value [n, Hk, l, Dv] → [n, l, H, Dv]."""
 
@@ -78,7 +81,7 @@ def varlen_supports(
     """Whether torch's own variable-length kernel computes exactly this attention: half precision on CUDA, head sizes
     alike, at most 256 and multiples of 8, no dropout, no chunks."""
     return (
-        query.is_cuda
+        query.device.type in KERNEL_DEVICES
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.dtype == key.dtype == value.dtype
         and query.shape[-1] == key.shape[-1] == value.shape[-1]

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sft_plugins._four_bit import trainable_four_bit
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.boundaries import Boundaries
 from sft_plugins.packing.target import lowest_precision
@@ -283,7 +284,12 @@ def quiet(model: nn.Module) -> Iterator[None]:
     kind = next(model.parameters()).device.type
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast(kind, enabled=False):
+        with (
+            torch.random.fork_rng(devices),
+            torch.no_grad(),
+            torch.autocast(kind, enabled=False),
+            trainable_four_bit(model),
+        ):
             model.eval()
             yield
     finally:

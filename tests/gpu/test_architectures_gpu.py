@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from sft_plugins.packing.isolation import isolate
-from testkit.devices import DEVICE, gpu, packed_on_device
+from testkit.devices import DEVICE, packed_on_device
 from testkit.isolation_oracle import Run, gap, make_documents, run_alone, run_packed
-from testkit.tiny_models import build
+from testkit.tiny_models import build, build_smooth
 
-pytestmark = gpu
+pytestmark = pytest.mark.gpu
 
 # What people fine-tune; sliding windows, chunks, soft caps, sinks, GQA, latent attention, experts, ALiBi, state spaces.
 ARCHITECTURES = (
@@ -31,7 +31,7 @@ LENGTHS = [5, 1, 40, 17, 5, 65]
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_in_half_precision_is_as_exact_as_alone(name: str, dtype: torch.dtype, checkpointing: bool) -> None:
-    tiny = build(name)
+    tiny = build_smooth(name)
     model = tiny.model.to(DEVICE)
     if checkpointing and not model.supports_gradient_checkpointing:
         pytest.skip(f"{name} has no gradient checkpointing")

@@ -13,11 +13,11 @@ from transformers import set_seed
 
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator, isolate, pack_dataset
 from sft_plugins.integrations.trl import sft_arguments
-from testkit.devices import DEVICE, gpu, host_arguments, packed_on_device
+from testkit.devices import DEVICE, host_arguments, packed_on_device
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed
 from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fake_embedder, fingerprint, lora, rows, tiny_model
 
-pytestmark = gpu
+pytestmark = pytest.mark.gpu
 trl = pytest.importorskip("trl")
 
 STEPS, DOCUMENTS_PER_ROW, TOKENS = 12, 4, 20
@@ -43,12 +43,34 @@ def sft(
     return trainer
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_packed_and_padded_lora_runs_have_one_loss_curve(dtype: torch.dtype, tmp_path: Path) -> None:
+needs_bitsandbytes = pytest.mark.skipif(
+    not find_spec("bitsandbytes"), reason="needs bitsandbytes (Axolotl's environment has it)"
+)
+
+
+def four_bit(folder: Path) -> Any:
+    """NF4 weights, computing in bf16, ready for LoRA."""
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_model(dropout=0.0, hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=quantised, dtype=torch.bfloat16, device_map={"": DEVICE}
+    )
+    assert any(parameter.dtype == torch.uint8 for parameter in model.parameters()), "nothing in 4 bits"
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", pytest.param("4-bit", marks=needs_bitsandbytes)])
+def test_packed_and_padded_lora_runs_have_one_loss_curve(kind: str, tmp_path: Path) -> None:
     documents = Dataset.from_list(rows(STEPS * DOCUMENTS_PER_ROW, length=TOKENS))
     packed = pack_dataset(documents, DOCUMENTS_PER_ROW * TOKENS, seed=None).dataset
 
     def model() -> Any:
+        if kind == "4-bit":
+            return lora(four_bit(tmp_path / "base"), lora_dropout=0.0)
+        dtype = torch.float32 if kind == "fp32" else torch.bfloat16
         return lora(tiny_model(dropout=0.0).to(DEVICE, dtype), lora_dropout=0.0)
 
     padded_model, packed_model = model(), model()
@@ -61,35 +83,28 @@ def test_packed_and_padded_lora_runs_have_one_loss_curve(dtype: torch.dtype, tmp
     curves = [[r["loss"] for r in t.state.log_history if "loss" in r] for t in (padded, ours)]
     assert len(curves[0]) == STEPS
     assert curves[0][-1] < curves[0][0], "nothing was learned"
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    tolerance = 1e-4 if kind == "fp32" else 2e-2
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
-@pytest.mark.skipif(not DEVICE.startswith("cuda"), reason="4-bit weights need CUDA")
-def test_qlora_packs_exactly(tmp_path: Path) -> None:
+@needs_bitsandbytes
+def test_qlora_packs_exactly(tmp_path: Path, calls: list[Any]) -> None:
     """4-bit weights, LoRA on top: packed as each document alone, to what bf16 costs."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
-    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantised, device_map={"": 0})
-    model = get_peft_model(
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False),
-        LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights="gaussian"),
-    )
+    model = lora(four_bit(tmp_path), lora_dropout=0.0, init_lora_weights="gaussian")
     documents = [document.to(DEVICE) for document in make_documents([5, 1, 40, 17, 65], 256)]
-    alone = run_alone(model, documents)
-    isolate(model)
-    measured = gap(alone, run_packed(model, documents, batch=packed_on_device))
+    with torch.autocast(torch.device(DEVICE).type, dtype=torch.bfloat16):
+        alone = run_alone(model, documents)
+        report = isolate(model)
+        packed = run_packed(model, documents, batch=packed_on_device)
+    assert calls, report.backend
+    measured = gap(alone, packed)
     assert measured.logits <= 4 * torch.finfo(torch.bfloat16).eps
     assert measured.gradients <= 16 * torch.finfo(torch.bfloat16).eps
 
 
 @pytest.fixture
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # `make test-gpu` sets it before CUDA starts
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,23 +173,24 @@ def test_the_config_names_the_models_own_attention_but_inside_a_packed_forward()
     assert IMPLEMENTATION in AttentionInterface._global_mapping
 
 
-class OnCuda(torch.Tensor):
-    """A CPU tensor that says it is on CUDA, so that the choice of kernel and its arguments can be looked at here."""
-
-    @property
-    def is_cuda(self) -> bool:  # type: ignore[override]
-        return True
-
-
 def half(heads: int, size: int = 16, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.randn(1, heads, 9, size).to(dtype).as_subclass(OnCuda)
+    return torch.randn(1, heads, 9, size).to(dtype)
+
+
+@pytest.fixture
+def kernel_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch had its variable-length kernel for the CPU, so that the choice of it can be looked at here."""
+    monkeypatch.setattr(kernels, "KERNEL_DEVICES", frozenset({"cpu"}))
 
 
 @pytest.mark.parametrize(
     ("window", "expected"), [(None, (-1, 0)), (3, (2, 0)), (1, (0, 0)), (4, (-1, 0)), (99, (-1, 0))]
 )
-def test_arguments_of_the_cuda_kernel(window: int | None, expected: tuple[int, int]) -> None:
+def test_arguments_of_the_cuda_kernel(
+    window: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`window` counts the query's own token, the kernel's left window does not; longer than any document is none."""
+    monkeypatch.setattr(kernels, "_varlen_parameters", lambda: frozenset({"window_size", "enable_gqa"}))
     query, key, value = half(4), half(2), half(2)
     boundaries = Boundaries(np.array([2, 4, 3]))
     arguments = varlen_arguments(query, key, value, boundaries=boundaries, rule=Rule(window=window), scale=0.3)
@@ -201,7 +201,7 @@ def test_arguments_of_the_cuda_kernel(window: int | None, expected: tuple[int, i
     assert arguments["cu_seq_q"].dtype == torch.int32
     assert (arguments["max_q"], arguments["max_k"], arguments["scale"]) == (4, 4, 0.3)
     assert arguments["enable_gqa"] is True
-    assert torch.equal(torch.Tensor(arguments["query"][3].float()), torch.Tensor(query[0, :, 3].float()))
+    assert torch.equal(arguments["query"][3], query[0, :, 3])
 
 
 def test_key_heads_are_repeated_for_a_kernel_that_takes_no_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,9 +223,9 @@ def test_key_heads_are_repeated_for_a_kernel_that_takes_no_fewer(monkeypatch: py
         ({"query": half(4, size=24), "key": half(2, size=24)}, False),  # MLA: value heads of another size
         ({"query": half(4, 264), "key": half(2, 264), "value": half(2, 264)}, False),
         ({"query": half(4, 12), "key": half(2, 12), "value": half(2, 12)}, False),
-        ({"query": torch.randn(1, 4, 9, 16).bfloat16()}, False),
     ],
 )
+@pytest.mark.usefixtures("kernel_here")
 def test_the_cuda_kernel_is_taken_only_where_it_computes_the_same(change: dict[str, Any], supported: bool) -> None:
     given = {"query": half(4), "key": half(2), "value": half(2), "rule": Rule(), "longest": 4, "dropout": 0.0, **change}
     assert varlen_supports(**given) is supported
@@ -234,6 +234,7 @@ def test_the_cuda_kernel_is_taken_only_where_it_computes_the_same(change: dict[s
 @pytest.mark.parametrize(
     ("special", "used"), [({}, True), ({"s_aux": torch.zeros(4)}, False), ({"softcap": 30.0}, False)]
 )
+@pytest.mark.usefixtures("kernel_here")
 def test_sinks_and_soft_caps_never_reach_the_cuda_kernel(
     inside: Boundaries, monkeypatch: pytest.MonkeyPatch, special: dict[str, Any], used: bool
 ) -> None:
@@ -260,7 +261,12 @@ def test_half_precision_under_autocast_is_cast_before_the_kernel_is_chosen() -> 
         assert {state.dtype for state in _as_autocast(*states)} == {torch.bfloat16}
 
 
-def test_a_torch_without_the_kernel_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_varlen_parameters", frozenset)
-    given = SimpleNamespace(query=half(4), key=half(2), value=half(2), rule=Rule(), longest=4, dropout=0.0)
-    assert varlen_supports(**vars(given)) is False
+@pytest.mark.usefixtures("kernel_here")
+def test_a_torch_or_a_device_without_the_kernel_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"query": half(4), "key": half(2), "value": half(2), "rule": Rule(), "longest": 4, "dropout": 0.0}
+    assert varlen_supports(**given) is True
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_varlen_parameters", frozenset)
+        assert varlen_supports(**given) is False
+    monkeypatch.undo()
+    assert varlen_supports(**given) is False

@@ -1,28 +1,39 @@
-"""The device that the tests of `tests/gpu` run on: CUDA, or another one to rehearse their code on.
+"""The device that the tests of `tests/gpu` run on: CUDA where there is one; else the CPU, to rehearse them.
 
 make test-gpu                the tests, on CUDA
-make test-gpu DEVICE=cpu     a rehearsal: all but the CUDA kernels themselves
+make test-gpu DEVICE=cpu     the rehearsal, as in `make test`: `testkit.flash_stand_in` computes in place of torch's kernel
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
 
+from sft_plugins.packing import attention
+from sft_plugins.packing.kernels import varlen
+from testkit.flash_stand_in import flash_on_cpu
 from testkit.isolation_oracle import Batch, packed_batch
 
-DEVICE = os.environ.get("SFT_PLUGINS_TEST_DEVICE", "cuda")
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        DEVICE.startswith("cuda") and not torch.cuda.is_available(),
-        reason="needs a CUDA device (make test-gpu DEVICE=cpu rehearses these tests without one)",
-    ),
-]
+DEVICE = os.environ.get("SFT_PLUGINS_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+ON_CUDA = DEVICE.startswith("cuda")
+
+
+@contextmanager
+def kernel_calls() -> Iterator[list[Any]]:
+    """One entry per call of the variable-length kernel: torch's own on CUDA, the stand-in elsewhere."""
+    if not ON_CUDA:
+        with flash_on_cpu() as calls:
+            yield calls
+        return
+    calls = []
+    called = lambda *given, **named: calls.append(named) or varlen(*given, **named)  # noqa: E731
+    with mock.patch.object(attention, "varlen", called):
+        yield calls
 
 
 def on_device(batch: Batch) -> Batch:
@@ -36,4 +47,4 @@ def packed_on_device(documents: Sequence[torch.Tensor]) -> Batch:
 
 def host_arguments() -> dict[str, Any]:
     """Of `TrainingArguments`, for a run on `DEVICE`."""
-    return {"use_cpu": not DEVICE.startswith("cuda")}
+    return {"use_cpu": not ON_CUDA}

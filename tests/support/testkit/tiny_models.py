@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sft_plugins.preflight.narrow import enlarge_weights, narrow
-from sft_plugins.preflight.sizes import VOCAB, WINDOW
+from sft_plugins.preflight.sizes import SIZES, VOCAB, WINDOW
 
 __all__ = ["CANNOT_BUILD", "VOCAB", "WINDOW", "Tiny", "architectures", "build", "tiny_config"]
 
@@ -108,6 +108,12 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> Tiny:
         enlarge_weights(model)
     heads = (model.get_input_embeddings(), model.get_output_embeddings())
     return Tiny(name, model, min(head.weight.shape[0] for head in heads if head is not None))
+
+
+def build_smooth(name: str) -> Tiny:
+    """The same for half precision: every token goes to every expert, so that no rounding sends one to another expert."""
+    routed = hasattr(tiny_config(name), "num_experts_per_tok")
+    return build(name, **({"num_experts_per_tok": SIZES["num_experts"]} if routed else {}))
 
 
 def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
