@@ -7,22 +7,9 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from sft_plugins.cli.inputs import (
-    DATA,
-    LIMIT,
-    MAX_LENGTH,
-    MODEL,
-    OVERFLOW,
-    SPECIAL_TOKENS,
-    SPLIT,
-    TRAIN_ON,
-    faults,
-    mask_with_bar,
-    source_facts,
-    source_line,
-    step,
-)
-from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli import options
+from sft_plugins.cli.inputs import faults, load_masker, mask_with_bar, open_rows, source_facts, source_line, step
+from sft_plugins.cli.output import EXIT_FINDINGS, Output
 
 _EPILOG = (
     "Examples: sft-plugins audit rows.jsonl --model ./model | sft-plugins audit last_run_prepared -m ./model --json | "
@@ -36,39 +23,31 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    data: DATA,
-    model: MODEL,
-    split: SPLIT = None,
-    limit: LIMIT = None,
-    train_on: TRAIN_ON = "all",
-    max_length: MAX_LENGTH = None,
-    overflow: OVERFLOW = "raise",
-    special_tokens: SPECIAL_TOKENS = "raise",
-    quiet: QUIET = False,
-    as_json: JSON = False,
+    data: options.DATA,
+    model: options.MODEL,
+    split: options.SPLIT = None,
+    limit: options.LIMIT = None,
+    train_on: options.TRAIN_ON = "all",
+    max_length: options.MAX_LENGTH = None,
+    overflow: options.OVERFLOW = "raise",
+    special_tokens: options.SPECIAL_TOKENS = "raise",
+    quiet: options.QUIET = False,
+    as_json: options.JSON = False,
 ) -> None:
     """Check every row: what carries loss, what is refused and why, what is wrong with masks made elsewhere."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
-        from sft_plugins.preflight.data import check_form, open_data
-
-        source = open_data(data, split=split, limit=limit)
-        check_form(source)
-        with step(out, "loading the tokenizer"):
-            from sft_plugins.masking import PromptMasker
-            from sft_plugins.preflight.documents import check_documents
-            from sft_plugins.preflight.models import load_tokenizer
-
-            tokenizer = load_tokenizer(model)
-            masker = PromptMasker(
-                tokenizer, train_on=train_on, errors="drop", max_length=max_length, overflow=overflow,
-                special_tokens_in_content=special_tokens,
-            )  # fmt: skip
+        source = open_rows(data, split=split, limit=limit)
+        masker = load_masker(
+            out, model, train_on=train_on, special_tokens=special_tokens, max_length=max_length, overflow=overflow
+        )
         if source.kind == "raw":
             report = mask_with_bar(source, masker, out).report
         else:
             with step(out, "checking masks"):
-                report = check_documents(source.rows(), tokenizer)
+                from sft_plugins.preflight.documents import check_documents
+
+                report = check_documents(source.rows(), masker.tokenizer)
         found = faults(report, overflow)
         out.console.print(source_line(source, model))
         out.console.print(report)

@@ -32,6 +32,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking import Masked, PromptMasker, StrictPromptMaskingCollator, mask_dataset
 from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset
 from sft_plugins.preflight.documents import document_spans
+from sft_plugins.preflight.environment import choose_device
 
 DOCUMENTS_PER_ROW = 2  # a packed row has room for this many rows of full length
 CONVERSATIONS = 1000  # of the packaged 4,000: enough for a telling report, masked in seconds
@@ -162,25 +163,6 @@ def run_demo(settings: Settings, *, console: Console) -> Outcome:
     console.print(f"whole demo: {time.perf_counter() - started:.0f} s")
     alarm_step = None if watch.alarm is None else watch.alarm.step
     return Outcome(loss_before, loss_after, loss_reloaded, answer_before, answer_after, *speeds, alarm_step)
-
-
-def choose_device(name: str) -> str:
-    """`"auto"` → a GPU if there is one, else the CPU.
-
-    Raises:
-        AssetError: `bad_device` for a device that is not there.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise AssetError(
-            f"--device {name} cannot be used: {str(error).splitlines()[0]}",
-            code="bad_device",
-            remedy='use "cpu", or "auto" for a GPU if torch sees one.',
-        ) from error
-    return name
 
 
 def make_folder(folder: Path) -> None:

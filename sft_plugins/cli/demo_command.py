@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from sft_plugins.cli import options
 from sft_plugins.cli.output import Output
 
 
@@ -25,9 +26,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 24,
     output: Annotated[Path, typer.Option(help="Where the adapter is written.")] = Path("runs/demo"),
     max_length: Annotated[int, typer.Option(min=16, help="Most tokens of a row; later turns are left off.")] = 256,
-    device: Annotated[
-        str, typer.Option(help='"auto" takes a GPU if there is one; else "cpu", "cuda", "cuda:1".')
-    ] = "auto",
+    device: options.DEVICE = "auto",
     seed: Annotated[int, typer.Option(help="Of the split, the order and the adapter's first weights.")] = 0,
     collapse: Annotated[
         bool, typer.Option("--collapse", help="Train on one safe sentence as every answer, to see the alarm fire.")

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from sft_plugins.cli import options
 from sft_plugins.cli.inputs import step
-from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     import torch
@@ -53,11 +54,9 @@ def doctor(
         str | None,
         typer.Option(help="Attention implementation: eager, sdpa, flash_attention_2 …; the model's own default."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help='"auto" takes a GPU if there is one; else "cpu", "cuda", "cuda:1".')
-    ] = "auto",
-    quiet: QUIET = False,
-    as_json: JSON = False,
+    device: options.DEVICE = "auto",
+    quiet: options.QUIET = False,
+    as_json: options.JSON = False,
 ) -> None:
     """Measure whether documents of a packed row see each other on this model and machine: as it comes, and isolated."""
     out = Output(quiet=quiet, as_json=as_json)
@@ -135,7 +134,7 @@ def _configuration(model: str | None, model_type: str | None, *, weights: bool) 
 def _subject(
     where: str, config: PretrainedConfig, *, weights: bool, dtype: str, attn: str | None, device: str
 ) -> nn.Module | Twin:
-    from sft_plugins.cli.demo import choose_device
+    from sft_plugins.preflight.environment import choose_device
     from sft_plugins.preflight.twin import twin
 
     _check_attention(attn)

@@ -1,49 +1,50 @@
-"""What `inspect`, `audit` and `pack` take alike: their options, and the steps from them to masked rows."""
+"""What `inspect`, `audit` and `pack` do alike: the steps from their options to masked rows, and what they say of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from sft_plugins.cli.options import Overflow, SpecialTokens, TrainOn
 from sft_plugins.cli.output import Output
 
 if TYPE_CHECKING:
     from sft_plugins.masking import Masked, MaskReport, PromptMasker
     from sft_plugins.preflight.data import Source
 
-TrainOn = Literal["all", "last"]
-Overflow = Literal["raise", "drop", "truncate", "keep_turns"]
-SpecialTokens = Literal["raise", "allow"]
 
-DATA = Annotated[
-    str,
-    typer.Argument(
-        help="A .jsonl, .json, .csv, .parquet or .arrow file, a folder of `save_to_disk`, or Axolotl's "
-        "`dataset_prepared_path`.",
-        show_default=False,
-    ),
-]
-MODEL = Annotated[str, typer.Option("--model", "-m", help="Whose tokenizer: a folder or a hub id.", show_default=False)]
-SPLIT = Annotated[str | None, typer.Option(help="Which split, where a saved folder holds several.")]
-LIMIT = Annotated[int | None, typer.Option(min=1, help="Look at the first rows only.")]
-TRAIN_ON = Annotated[TrainOn, typer.Option(help="Assistant turns that are trained.")]
-MAX_LENGTH = Annotated[int | None, typer.Option(min=2, help="Most tokens of a row.")]
-OVERFLOW = Annotated[
-    Overflow,
-    typer.Option(
-        help="What becomes of rows beyond --max-length: refused, dropped, cut, or cut after the last whole turn."
-    ),
-]
-SPECIAL_TOKENS = Annotated[
-    SpecialTokens,
-    typer.Option("--special-tokens-in-content", help="Whether text of the data may turn into special tokens."),
-]
+def open_rows(data: str, *, split: str | None, limit: int | None = None) -> Source:
+    """`open_data`, and in its first rows a row form that is known."""
+    from sft_plugins.preflight.data import check_form, open_data
+
+    source = open_data(data, split=split, limit=limit)
+    check_form(source)
+    return source
+
+
+def load_masker(
+    output: Output,
+    model: str,
+    *,
+    train_on: TrainOn,
+    special_tokens: SpecialTokens,
+    max_length: int | None,
+    overflow: Overflow,
+) -> PromptMasker:
+    """`PromptMasker` with the tokenizer of `model`. Rows that it refuses are dropped and counted, not raised."""
+    with step(output, "loading the tokenizer"):
+        from sft_plugins.masking import PromptMasker
+        from sft_plugins.preflight.models import load_tokenizer
+
+        return PromptMasker(
+            load_tokenizer(model), train_on=train_on, errors="drop", special_tokens_in_content=special_tokens,
+            max_length=max_length, overflow=overflow,
+        )  # fmt: skip
 
 
 def faults(report: MaskReport, overflow: Overflow) -> dict[str, int]:

@@ -11,19 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sft_plugins.cli.inputs import (
-    DATA,
-    MAX_LENGTH,
-    MODEL,
-    OVERFLOW,
-    SPECIAL_TOKENS,
-    SPLIT,
-    TRAIN_ON,
-    source_facts,
-    source_line,
-    step,
-)
-from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli import options
+from sft_plugins.cli.inputs import load_masker, open_rows, source_facts, source_line
+from sft_plugins.cli.output import EXIT_FINDINGS, Output
 from sft_plugins.cli.render import NAMES, has_colour, legend, marked_tokens, printable
 
 if TYPE_CHECKING:
@@ -43,8 +33,8 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    data: DATA,
-    model: MODEL,
+    data: options.DATA,
+    model: options.MODEL,
     row: Annotated[
         list[int] | None, typer.Option(min=0, help="Show this row, counted from 0, whole. May be given several times.")
     ] = None,
@@ -55,32 +45,24 @@ def inspect(
         int, typer.Option(min=0, help="Most tokens shown of a row in the terminal, without --row; 0 for all.")
     ] = TOKENS,
     html: Annotated[Path | None, typer.Option(help="Write the rows as a page to this file instead.")] = None,
-    split: SPLIT = None,
-    train_on: TRAIN_ON = "all",
-    max_length: MAX_LENGTH = None,
-    overflow: OVERFLOW = "raise",
-    special_tokens: SPECIAL_TOKENS = "raise",
-    quiet: QUIET = False,
-    as_json: JSON = False,
+    split: options.SPLIT = None,
+    train_on: options.TRAIN_ON = "all",
+    max_length: options.MAX_LENGTH = None,
+    overflow: options.OVERFLOW = "raise",
+    special_tokens: options.SPECIAL_TOKENS = "raise",
+    quiet: options.QUIET = False,
+    as_json: options.JSON = False,
 ) -> None:
     """See rows as they will be trained: which tokens carry loss, turn by turn, document by document."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
-        from sft_plugins.preflight.data import check_form, open_data
+        source = open_rows(data, split=split)
+        masker = load_masker(
+            out, model, train_on=train_on, special_tokens=special_tokens, max_length=max_length, overflow=overflow
+        )
+        from sft_plugins.cli.rows import RowReader
 
-        source = open_data(data, split=split)
-        check_form(source)
-        with step(out, "loading the tokenizer"):
-            from sft_plugins.cli.rows import RowReader
-            from sft_plugins.masking import PromptMasker
-            from sft_plugins.preflight.models import load_tokenizer
-
-            tokenizer = load_tokenizer(model)
-            masker = PromptMasker(
-                tokenizer, train_on=train_on, errors="drop", max_length=max_length, overflow=overflow,
-                special_tokens_in_content=special_tokens,
-            )  # fmt: skip
-            reader = RowReader(tokenizer, masker)
+        reader = RowReader(masker)
         first = count or (ROWS_OF_A_PAGE if html else ROWS)
         wanted = pick(source, sorted(set(row))) if row else enumerate(islice(source.rows(), first))
         shown = [part for number, fields in wanted for part in reader.read(fields, number)]

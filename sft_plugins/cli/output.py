@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import CRITICAL, ERROR
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -30,9 +30,6 @@ EXIT_FINDINGS = 1
 EXIT_UNUSABLE = 2
 """The command could not do its work: bad input or usage, as click has it."""
 EXIT_INTERRUPTED = 130
-
-QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the exit code tells.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 
 class Output:

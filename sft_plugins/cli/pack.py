@@ -11,22 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from sft_plugins.cli import options
 from sft_plugins.cli.inputs import (
-    DATA,
-    LIMIT,
-    MODEL,
-    SPECIAL_TOKENS,
-    SPLIT,
-    TRAIN_ON,
-    Overflow,
     fact_table,
     faults,
+    load_masker,
     mask_with_bar,
+    open_rows,
     source_facts,
     source_line,
     step,
 )
-from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli.options import Overflow
+from sft_plugins.cli.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     from sft_plugins.masking import MaskReport
@@ -44,8 +41,8 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
-    data: DATA,
-    model: MODEL,
+    data: options.DATA,
+    model: options.MODEL,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens that a packed row has room for.", show_default=False)],
     overflow: Annotated[
         Overflow,
@@ -58,38 +55,33 @@ def pack(
         Path | None, typer.Option(help="Save the packed data set here (save_to_disk); a new or empty folder.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Shuffles documents of equal length, and the rows.")] = 0,
-    split: SPLIT = None,
-    limit: LIMIT = None,
-    train_on: TRAIN_ON = "all",
-    special_tokens: SPECIAL_TOKENS = "raise",
-    quiet: QUIET = False,
-    as_json: JSON = False,
+    split: options.SPLIT = None,
+    limit: options.LIMIT = None,
+    train_on: options.TRAIN_ON = "all",
+    special_tokens: options.SPECIAL_TOKENS = "raise",
+    quiet: options.QUIET = False,
+    as_json: options.JSON = False,
 ) -> None:
     """See what packing saves and what it changes for training; with --output, save the packed rows."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
         from sft_plugins.cli.histogram import bins
-        from sft_plugins.preflight.data import check_form, open_data
 
         if output is not None:
             check_new_folder(output)  # before minutes of work whose result could not be kept
-        source = open_data(data, split=split, limit=limit)
+        source = open_rows(data, split=split, limit=limit)
         refuse_packed(source.kind, data)
-        check_form(source)
-        with step(out, "loading the tokenizer"):
-            from sft_plugins.masking import PromptMasker
-            from sft_plugins.packing import pack_dataset
-            from sft_plugins.preflight.models import load_tokenizer
-
-            keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
-            masker = PromptMasker(
-                load_tokenizer(model), train_on=train_on, errors="drop", special_tokens_in_content=special_tokens,
-                max_length=max_length if keeps_turns else None, overflow="keep_turns" if keeps_turns else "raise",
-            )  # fmt: skip
+        keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
+        masker = load_masker(
+            out, model, train_on=train_on, special_tokens=special_tokens,
+            max_length=max_length if keeps_turns else None, overflow="keep_turns" if keeps_turns else "raise",
+        )  # fmt: skip
         masked, masking = mask_with_bar(source, masker, out)
         refuse_nothing_left(masking, data)
         lengths = token_lengths(masked)
         with step(out, "packing"):
+            from sft_plugins.packing import pack_dataset
+
             policy = "raise" if keeps_turns else overflow
             packed, report = pack_dataset(masked, max_length, overflow=policy, seed=seed)
         steps = (batch_size, accumulation, world)

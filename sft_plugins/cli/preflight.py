@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli import options
+from sft_plugins.cli.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     from sft_plugins.preflight.findings import Finding
@@ -44,8 +45,8 @@ def preflight(
         bool, typer.Option("--components", help="Judge the run as it would be with sft-plugins' masking and packing.")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the verdict as a page to this file too.")] = None,
-    quiet: QUIET = False,
-    as_json: JSON = False,
+    quiet: options.QUIET = False,
+    as_json: options.JSON = False,
 ) -> None:
     """See what will be trained, and catch known failures, before a GPU hour is spent."""
     out = Output(quiet=quiet, as_json=as_json)

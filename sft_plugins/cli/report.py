@@ -10,8 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from sft_plugins.cli import options
 from sft_plugins.cli.inputs import step
-from sft_plugins.cli.output import EXIT_FINDINGS, JSON, QUIET, Output
+from sft_plugins.cli.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,8 +57,8 @@ def report(
         list[Path], typer.Argument(help="A history.jsonl, or a training's output folder.", show_default=False)
     ],
     html: Annotated[Path | None, typer.Option(help="Write the full report as one HTML page.")] = None,
-    quiet: QUIET = False,
-    as_json: JSON = False,
+    quiet: options.QUIET = False,
+    as_json: options.JSON = False,
 ) -> None:
     """Show whether a training's answers collapse: verdict, key figures and findings, of one run or several."""
     out = Output(quiet=quiet, as_json=as_json)

@@ -67,10 +67,10 @@ class ShownRow:
 class RowReader:
     """Reads rows of data into what is shown of them."""
 
-    def __init__(self, tokenizer: Any, masker: PromptMasker) -> None:
-        self._tokenizer, self._masker = tokenizer, masker
-        self._text = TextTokenizer(tokenizer)
-        header = assistant_header(self._text, ChatRenderer(tokenizer))
+    def __init__(self, masker: PromptMasker) -> None:
+        self._tokenizer, self._masker = masker.tokenizer, masker
+        self._text = TextTokenizer(masker.tokenizer)
+        header = assistant_header(self._text, ChatRenderer(masker.tokenizer))
         self._opening = next((token for token in header if token in self._text.special_ids), None)
 
     def read(self, row: Mapping[str, Any], number: int) -> Iterator[ShownRow]:

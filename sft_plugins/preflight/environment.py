@@ -1,4 +1,4 @@
-"""What is installed here, and what each package adds to packing. Nothing is imported: packages are asked by name."""
+"""What is here to compute with: packages, found by name and not imported, what each adds to packing, and devices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from sft_plugins.preflight.errors import AssetError
 
 PACKAGES = ("sft-plugins", "torch", "transformers", "trl", "peft", "axolotl", "datasets", "accelerate")
 
@@ -67,6 +69,27 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     return f"CPU ({platform.machine()}), no GPU that torch can use"
+
+
+def choose_device(name: str) -> str:
+    """`"auto"` → a GPU if there is one, else the CPU.
+
+    Raises:
+        AssetError: `bad_device` for a device that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise AssetError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0]}",
+            code="bad_device",
+            remedy='use "cpu", or "auto" for a GPU if torch sees one.',
+        ) from error
+    return name
 
 
 def _version(package: str) -> str | None:
