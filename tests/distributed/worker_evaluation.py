@@ -1,0 +1,80 @@
+"""One rank of `SFTTrainer.evaluate` on masked and packed rows; writes down the losses it reports, and those of documents alone.
+
+    torchrun --standalone --nproc-per-node=2 worker_evaluation.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+import trl
+from worker_trl import arguments, documents, masked, packed, tokenizer
+
+from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator
+from sft_plugins.integrations.trl import sft_arguments
+from sft_plugins.packing import even_rows
+from testkit.tiny_models import build
+
+COUNT = 80
+ROWS = {
+    "masked": lambda: masked(40),
+    "masked, uneven": lambda: masked(41),
+    "packed": lambda: even_rows(packed(COUNT), 4),
+    "packed, uneven": lambda: packed(COUNT),
+}
+
+
+def alone() -> list[tuple[float, int]]:
+    """Sum of losses and number of supervised tokens of each document, run alone."""
+    model, found = build("llama").model, []
+    for row in documents(COUNT):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
+        labels = torch.tensor(row["labels"][1:])
+        found.append((float(F.cross_entropy(logits, labels, reduction="sum")), int((labels != -100).sum())))
+    return found
+
+
+def evaluate(folder: Path, rows: datasets.Dataset, batch: int) -> float:
+    model = build("llama").model
+    is_packed = "seq_lengths" in rows.column_names
+    collator: Any = (
+        BlockDiagonalPackingCollator(tokenizer(), model=model)
+        if is_packed
+        else StrictPromptMaskingCollator(tokenizer())
+    )
+    own = {**arguments(), **sft_arguments("packed" if is_packed else "masked"), "per_device_eval_batch_size": batch}
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(str(folder), **own),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collator,
+        processing_class=tokenizer(),
+    )
+    return float(trainer.evaluate()["eval_loss"])
+
+
+def main(folder: Path) -> None:
+    found: dict[str, Any] = {"alone": alone()}
+    for name, make in ROWS.items():
+        rows = make()
+        firsts = [[row["input_ids"][0]] for row in rows]
+        if "seq_lengths" in rows.column_names:
+            starts = [[sum(row["seq_lengths"][:i]) for i in range(len(row["seq_lengths"]))] for row in rows]
+            firsts = [[row["input_ids"][start] for start in each] for row, each in zip(rows, starts, strict=True)]
+        numbers = [[first - documents(1)[0]["input_ids"][0] for first in each] for each in firsts]
+        losses = {batch: evaluate(folder / "out", rows, batch) for batch in (1, 2)}
+        found[name] = {"rows": numbers, "losses": losses}
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
