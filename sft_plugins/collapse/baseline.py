@@ -2,7 +2,7 @@
 
 | where it comes from | kind | holds |
 | --- | --- | --- |
-| adapter on a frozen base | `adapter_off` | the base itself, at any time; needs an adapter that changes nothing else |
+| new adapter on a frozen base | `adapter_off` | the base itself, at any time; needs an adapter that changes nothing else |
 | anything else | `train_begin` | the model at `on_train_begin` of a fresh run; afterwards only what was kept on disk |
 
 Invariant: a baseline is what it says it is. The file carries an identity (model, tokenizer and template, prompts,
@@ -189,7 +189,8 @@ def adapter_is_exact(model: nn.Module) -> tuple[bool, str]:
     """Whether the model with its adapter off is the model before training, and if not, why.
 
     It is where every trainable weight belongs to an adapter, since training then moves nothing else. PEFT's `bias`
-    option and weights unfrozen by hand break that.
+    option and weights unfrozen by hand break that. Whether the adapter began as nothing is for the model to show
+    (`teacher.adapter_effect`).
     """
     if not hasattr(model, "disable_adapter"):
         return False, "the model has no adapter"

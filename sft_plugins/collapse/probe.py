@@ -37,7 +37,7 @@ from sft_plugins.collapse.sampling import (
     stop_token_ids,
 )
 from sft_plugins.collapse.state import adapter_off
-from sft_plugins.collapse.teacher import Judged, Row, eval_rows, judge_rows, plan_rows
+from sft_plugins.collapse.teacher import Judged, Row, adapter_effect, eval_rows, judge_rows, plan_rows
 from sft_plugins.collapse.verdict import DetectorConfig
 from sft_plugins.errors import CollapseError
 
@@ -127,6 +127,11 @@ class Prober:
             held_out=self.rows,
             base_only=base_only,
         )
+
+    def adapter_effect(self, model: nn.Module) -> float:
+        """`teacher.adapter_effect` after the first prompt, in the precision that training computes in."""
+        with self._precision(model):
+            return adapter_effect(model, self.encoded[0])
 
     def take_baseline(self, model: nn.Module, *, kind: str, identity: dict[str, str]) -> Baseline:
         """Answers, vectors and token statistics of the model that training starts from."""

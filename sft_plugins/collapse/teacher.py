@@ -73,6 +73,13 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
     for index, pair in enumerate(pairs):
         if len(rows) >= limit:
             break
+        if pair.get("seq_lengths") is not None:
+            raise CollapseError(
+                "the pair is packed (it has `seq_lengths`): read as one text, its documents would see one another",
+                code="eval_pair",
+                row=index,
+                remedy="pass the rows that were packed, as mask_dataset gives them",
+            )
         if "input_ids" in pair and "labels" in pair:
             encoded = [(list(map(int, pair["input_ids"])), list(map(int, pair["labels"])))]
         else:
@@ -145,6 +152,23 @@ def judge_rows(model: nn.Module, rows: Sequence[Row], batch: Sequence[int], *, a
     stats = concatenate(parts)
     stats = TokenStatistics(*(None if v is None else v[back] for v in vars(stats).values()))
     return Judged(stats, torch.tensor(batch)[found.row], found.offset)
+
+
+def adapter_effect(model: nn.Module, ids: Sequence[int]) -> float:
+    """How much the adapter changes the logits after `ids`: the largest difference, relative to the largest logit of the base.
+
+    0.0 for an adapter as PEFT begins one. The caller has put the model into evaluation mode.
+    """
+    row = torch.tensor([list(ids)], device=next(model.parameters()).device)
+    mask, last = torch.ones_like(row), torch.tensor([row.shape[1] - 1])
+
+    def logits() -> Tensor:
+        return _logits(model, row, mask, last, torch.tensor([0]), last).float()
+
+    now = logits()
+    with adapter_off(model):
+        base = logits()
+    return float((now - base).abs().max() / base.abs().max())
 
 
 def _slices(model: nn.Module, column: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:

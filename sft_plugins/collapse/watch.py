@@ -37,6 +37,9 @@ __all__ = ["Outcome", "Watch"]
 
 logger = logging.getLogger(__name__)
 
+_ADAPTER_EFFECT = 0.02
+"""More than rounding in bfloat16 makes of an adapter that does nothing (DoRA divides by a norm and multiplies by it)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -92,6 +95,8 @@ class Watch:
         before = self.ranks.from_first(self._earlier)
         exact, why = adapter_is_exact(model)
         with untouched(model, self.prober.tokenizer):
+            if exact:
+                exact, why = self._began_as_the_base(model, before)
             self.prober.embedder, note = resolve_embedder(
                 embedder, model=model, tokenizer=self.prober.tokenizer, frozen_base=exact
             )
@@ -235,6 +240,17 @@ class Watch:
         if self.folder is not None and self.ranks.rank == 0:
             taken.save(self.folder)
         return taken, words
+
+    def _began_as_the_base(self, model: nn.Module, before: list[dict[str, Any]]) -> tuple[bool, str]:
+        """Whether the adapter changed nothing as training began, and if it did, in what words to say so."""
+        kinds = [r["baseline"]["kind"] for r in before if r["kind"] == "run" and r.get("baseline")]
+        if self.start_step:  # the adapter at hand is half trained; the run's earlier part has looked
+            return kinds[-1:] != ["train_begin"], "the adapter had changed the base before the run began"
+        mine = self.prober.adapter_effect(model)  # on every rank, for weights may be sharded
+        effect = self.ranks.from_first(lambda: mine)
+        return not effect > _ADAPTER_EFFECT, (
+            "the adapter changes the base already: it was trained before, or began as a part of the weights (PiSSA, say)"
+        )
 
     def _cached(self, identity: dict[str, str]) -> Baseline | None:
         path = None if self.folder is None else self.folder / f"baseline-{config_hash(identity)}.npz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from sft_plugins.errors import CollapseError
 from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fake_embedder, lora, rows, tiny_model, train
 
 
-def prober(model: Any, **changes: Any) -> Prober:
+def prober(model: Any, *, prompts: int = 3, **changes: Any) -> Prober:
     options = {"samples_per_prompt": 2, "max_new_tokens": 6, "seed": 0, "eval_pairs": rows(3)}
-    return Prober(model, byte_tokenizer(), load_prompts(PROMPTS[:3]), **{**options, **changes})
+    return Prober(model, byte_tokenizer(), load_prompts(PROMPTS[:prompts]), **{**options, **changes})
 
 
 def take(model: Any, *, kind: str = "train_begin", **changes: Any) -> Any:
@@ -114,6 +115,40 @@ def test_under_lora_the_baseline_is_the_base_model() -> None:
     assert [s.token_ids for s in take(model, kind="adapter_off").samples] == expected
     assert [s.token_ids for s in take(model).samples] != expected
     assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("how", ["new", "trained", "pissa", "dora"])
+def test_an_adapter_that_changes_the_base_already_is_no_way_back_to_the_start(how: str, tmp_path: Path) -> None:
+    """Switched off, an adapter trained before gives the base of that training; PiSSA's gives a model that never was."""
+    changes: dict[str, Any] = {"pissa": {"init_lora_weights": "pissa"}, "dora": {"use_dora": True}}.get(how, {})
+    model = lora(tiny_model(), **changes)
+    if how == "trained":
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_()
+    begun = [s.token_ids for s in take(copy.deepcopy(model), prompts=4).samples]
+    train(model, tmp_path / "run", callbacks=[watcher(tmp_path / "watched", eval_pairs=rows(3))], max_steps=2)
+    baseline = _run_head(tmp_path / "watched")["baseline"]
+    changed = how in ("trained", "pissa")
+    assert baseline["kind"] == ("train_begin" if changed else "adapter_off")
+    assert ("changes the base already" in baseline["origin"]) is changed
+    kept = load_baseline(next((tmp_path / "watched").glob("baseline-*.npz")), {})
+    assert [s.token_ids for s in kept.samples] == begun
+
+
+def test_a_resumed_run_whose_adapter_was_no_new_one_keeps_its_baseline(tmp_path: Path) -> None:
+    def adapted() -> Any:
+        torch.manual_seed(3)
+        return lora(tiny_model(), init_lora_weights=False)
+
+    out, watched = tmp_path / "run", tmp_path / "watched"
+    train(adapted(), out, callbacks=[watcher(watched)], max_steps=2, save_strategy="steps", save_steps=2)
+    first = _run_head(watched)["baseline"]
+    train(adapted(), out, callbacks=[watcher(watched)], resume=str(out / "checkpoint-2"), max_steps=4)
+    head = _run_head(watched)
+    assert (head["step"], first["kind"], head["baseline"]["kind"]) == (2, "train_begin", "train_begin")
+    assert head["baseline"]["key"] == first["key"]
 
 
 def _run_head(folder: Path) -> dict[str, Any]:

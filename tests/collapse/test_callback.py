@@ -66,6 +66,11 @@ def test_options_that_make_no_sense_are_refused_at_once(changes: dict, code: str
         ({"eval_pairs": []}, "no_eval_pairs", "empty"),
         ({"eval_pairs": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}]}, "no_supervised_tokens", "nothing to judge"),
         ({"eval_pairs": [{"input_ids": [5, 6, 7], "labels": [5, 6]}]}, "eval_pair", "3 ids but 2 labels"),
+        (
+            {"eval_pairs": [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]}]},
+            "eval_pair",
+            "packed",
+        ),
         ({"baseline": "no/such.npz"}, "baseline_missing", "no baseline file"),
         ({"embedder": "minilm"}, "bad_option", "allowed: 'auto', 'model', None"),
         ({"embedder": "model"}, "embedder", "LoRA"),
