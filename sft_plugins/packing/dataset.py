@@ -139,6 +139,12 @@ def _check_columns(dataset: Dataset, extra_columns: str) -> list[str]:
             code="bad_schema",
             remedy="`Dataset.from_list(rows)`, or `pack_stream(rows, max_length)` for any iterable",
         )
+    if dataset.format["type"] == "custom":
+        raise PackingError(
+            "the dataset has a transform (`set_transform`, `with_transform`), and rows are packed as they are stored",
+            code="bad_schema",
+            remedy="give the function to `dataset.map`, or take it off with `dataset.with_format(None)`",
+        )
     names = dataset.column_names
     if "seq_lengths" in names:
         raise already_packed()

@@ -332,6 +332,13 @@ def test_bad_rows_are_refused(rows: list[Any], code: str, row: int | None, words
     assert (error.value.code, error.value.row) == (code, row)
 
 
+def test_a_transform_is_refused_since_rows_are_read_as_stored() -> None:
+    dataset = Dataset.from_list([document(3)]).with_transform(lambda _: {"input_ids": [[7, 8]], "labels": [[-100, 8]]})
+    with pytest.raises(PackingError, match="with_transform") as error:
+        pack_dataset(dataset, 8)
+    assert error.value.code == "bad_schema"
+
+
 def test_row_numbers_are_those_of_the_dataset_as_it_was_given() -> None:
     dataset = Dataset.from_list([*corpus(3, 4, 5), {"input_ids": [1, 2], "labels": [-100]}]).select([2, 3, 0])
     with pytest.raises(PackingError) as error:
