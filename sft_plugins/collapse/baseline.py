@@ -105,7 +105,11 @@ def load_baseline(path: Path, expected: dict[str, str]) -> Baseline:
         CollapseError: `baseline_missing`, `baseline_broken`, `baseline_mismatch` (naming the parts that differ).
     """
     if not path.is_file():
-        raise CollapseError(f"there is no baseline file {str(path)!r}", code="baseline_missing")
+        raise CollapseError(
+            f"there is no baseline file {str(path)!r}",
+            code="baseline_missing",
+            remedy="pass the baseline-….npz that an earlier run left in its output_dir, or baseline='auto'",
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

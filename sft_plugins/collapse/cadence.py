@@ -64,6 +64,7 @@ class Cadence:
         self.spent = {0: 0.0, 1: 0.0, 2: 0.0}
         self.runs = {0: 0, 1: 0, 2: 0}
         self.last = {1: 0.0, 2: 0.0}
+        self.baseline = 0.0
 
     def slot(self, step: int) -> bool:
         """Whether a probe may be due now. A function of the steps and of `pending` only, so all ranks agree."""
@@ -112,6 +113,7 @@ class Cadence:
 
     def prepaid(self, seconds: float, *, price: float) -> None:
         """Book the baseline under tier 2 and take `price` as what a tier-2 probe will cost."""
+        self.baseline += seconds
         self.spent[2] += seconds
         self.last[2] = price
 
@@ -124,13 +126,14 @@ class Cadence:
         return sum(self.spent.values())
 
     def summary(self) -> dict[str, float]:
-        """Seconds and shares of wall time, for the history and the closing line."""
+        """Seconds and shares of wall time, for the history and the closing line; the baseline is in `seconds`, and apart."""
         wall = max(self.elapsed, 1e-9)
         cheap = self.spent[0] + self.spent[1]
         return {
             "wall_seconds": wall,
             "seconds": self.spent_total,
             "share": self.spent_total / wall,
+            "seconds_baseline": self.baseline,
             "seconds_tier01": cheap,
             "share_tier01": cheap / wall,
             "probes_tier1": self.runs[1],

@@ -1,5 +1,4 @@
-"""`ModeCollapseCallback`: watches how far a model's entropy and variety fall below where training started. Changes
-nothing.
+"""`ModeCollapseCallback`: watches how far a model's entropy and variety fall below where training started.
 
 First law: the run is the same, bit for bit, as without the callback (weights, optimizer, log history but for added
 records). What moves in a probe is put back before anything else happens (`state.py`); logging goes around the host's
@@ -7,8 +6,7 @@ own metrics (`host.py`); every failure after step 0 ends the probe, not the trai
 stops the run from starting with a watcher that cannot see.
 
     trainer = SFTTrainer(model, train_dataset=rows, callbacks=[ModeCollapseCallback(tokenizer, prompts)])
-    trainer.train()     # collapse/diversity_retained, _lo, _hi … in the trainer's loggers;
-    <output_dir>/collapse/report.html
+    trainer.train()     # collapse/diversity_retained, _lo, _hi … in its loggers; <output_dir>/collapse/report.html
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft_plugins.collapse.cadence import Cadence
@@ -34,8 +31,8 @@ from sft_plugins.collapse.prompts import load_prompts
 from sft_plugins.collapse.ranks import Ranks, is_out_of_memory
 from sft_plugins.collapse.state import untouched
 from sft_plugins.collapse.verdict import DetectorConfig, Verdict
+from sft_plugins.collapse.voice import Voice
 from sft_plugins.collapse.watch import Outcome, Watch
-from sft_plugins.collapse.wording import percent
 from sft_plugins.errors import CollapseError
 
 __all__ = ["ModeCollapseCallback"]
@@ -46,31 +43,35 @@ _HALVINGS = 3
 
 
 class ModeCollapseCallback(TrainerCallback):
-    """Attach to any `transformers.Trainer`, TRL's included.
+    """A callback for any `transformers.Trainer`, TRL's included, that measures collapse and changes nothing else.
+
+    At every probe the model answers `prompts`, K times each at temperature 1, and reads the held-out pairs. What is kept
+    of the baseline's variety of meaning and of its entropy is told with intervals; an alarm needs two probes in a row.
 
     Args:
         tokenizer: the tokenizer training uses; never changed.
-        prompts: a list, a dataset, the path of a JSONL file (`load_prompts`), or None for the built-in set.
-        eval_pairs: held-out rows, tokenised (`input_ids`, `labels`) or anything `PromptMasker` reads. They give
-            held-out loss,
-            calibration and the forks; without them forks are sought in the baseline's own answers.
+        prompts: a list, a dataset, the path of a JSONL file (`load_prompts` says of what), or None for the built-in set.
+        eval_pairs: held-out rows, tokenised (`input_ids`, `labels`) or anything `PromptMasker` reads. They give held-out
+            loss, calibration and the forks; without them forks are sought in the baseline's own answers.
         every_steps: probe at every multiple of this; None for log-spaced steps.
         samples_per_prompt: answers per prompt and probe (K); the baseline takes 16 at least.
-        max_new_tokens: longest answer.
-        baseline: `"auto"` (adapter off, or the model as training begins, kept on disk), the path of a baseline file,
-            or None.
-        embedder: see `embedder.py`.
+        max_new_tokens: longest answer, in tokens.
+        baseline: what is compared with: `"auto"` (the adapter off, or the model as training begins, kept on disk), the
+            path of a baseline file, or None for nothing, and then no alarm.
+        embedder: what tells meanings apart: `"auto"` (the sentence encoder of the extra `semantic`, else as `"model"`),
+            `"model"` (hidden states of the base under a LoRA adapter), a function or an object with `.encode` from N
+            strings to an array `[N, D]`, or None for nothing, and then no alarm.
         on_collapse: `"warn"` prints; `"stop"` also ends training at a confirmed `critical`; a callable is given the
             `Verdict` whenever its level is `warn` or `critical`.
-        output_dir: for history, baseline, report; None for `<training output_dir>/collapse`.
+        output_dir: for history, baseline and report; None for `<training output_dir>/collapse`.
         seed: of the samples.
-        budget: largest share of wall time, for example 0.03; None for no limit. Tiers 0 and 1 take a third of it at
+        budget: largest share of wall time, 0.03 for 3 %; None for no limit. Probes without answers take a third of it at
             most.
         max_eval_pairs: how many of `eval_pairs` are read at each probe.
-        detector: bands and persistence.
+        detector: bands, persistence and resampling; `DetectorConfig()` if left out.
         boilerplate: regular expressions of refusals and empty phrases.
         report: whether `report.html` and its pictures are written at the end.
-        clock: seconds; for tests.
+        clock: gives seconds; for tests.
 
     Raises:
         CollapseError: here and in `on_train_begin`, when something is set up wrong. Never later.
@@ -103,13 +104,23 @@ class ModeCollapseCallback(TrainerCallback):
         if every_steps is not None:
             _at_least("every_steps", every_steps, 1)
         if budget is not None and not 0 < budget <= 1:
-            raise CollapseError(f"budget is {budget}; expected a share in (0, 1], or None", code="bad_option")
+            raise CollapseError(
+                f"budget is {budget}; expected a share in (0, 1], or None",
+                code="bad_option",
+                remedy="pass 0.03 for 3% of the wall time, None for no limit",
+            )
         if not callable(on_collapse) and on_collapse not in _ON_COLLAPSE:
             raise CollapseError(
-                f"on_collapse is {on_collapse!r}; allowed: 'warn', 'stop', or a callable", code="bad_option"
+                f"on_collapse is {on_collapse!r}; allowed: 'warn', 'stop', or a callable",
+                code="bad_option",
+                remedy="to do something of your own, pass a function of the verdict",
             )
         if tokenizer is None or not callable(tokenizer) or not hasattr(tokenizer, "decode"):
-            raise CollapseError(f"tokenizer is {type(tokenizer).__name__}, not a tokenizer", code="bad_option")
+            raise CollapseError(
+                f"tokenizer is {type(tokenizer).__name__}, not a tokenizer",
+                code="bad_option",
+                remedy="pass the tokenizer that training uses, as AutoTokenizer.from_pretrained gives it",
+            )
         self.prompts = load_prompts(prompts)
         self._tokenizer, self._eval_pairs, self._on_collapse = tokenizer, eval_pairs, on_collapse
         self._baseline, self._embedder, self._output_dir = baseline, embedder, output_dir
@@ -128,8 +139,8 @@ class ModeCollapseCallback(TrainerCallback):
         self._verdict: Verdict | None = None
         self._cadence: Cadence
         self._ranks: Ranks
+        self._voice: Voice
         self._probed: dict[int, int] = {}
-        self._told: set[str] = set()
 
     def attach(self, trainer: Trainer) -> ModeCollapseCallback:
         """Hand over the trainer, and join its callbacks if not among them. Only needed where it cannot be found."""
@@ -148,8 +159,7 @@ class ModeCollapseCallback(TrainerCallback):
         """The verdict after the last probe."""
         return self._verdict
 
-    # --- events: (args, state, control) come by position, the rest by name
-    # ----------------------------------------------
+    # --- events: (args, state, control) come by position, the rest by name ----------------------------------------
 
     def on_init_end(self, *_: Any, **__: Any) -> None:
         self._find()
@@ -159,8 +169,9 @@ class ModeCollapseCallback(TrainerCallback):
     ) -> None:
         self._find()
         self._watch, self._active, self._verdict = None, False, None
-        self._probed, self._told, began = {}, set(), self._clock()
+        self._probed, began = {}, self._clock()
         self._ranks = Ranks()
+        self._voice = Voice(self._ranks)
         try:
             values = self._set_up(model, args, state, began)
         except CollapseError:
@@ -213,7 +224,7 @@ class ModeCollapseCallback(TrainerCallback):
     def _set_up(self, model: Any, args: TrainingArguments, state: TrainerState, began: float) -> dict[str, float]:
         first = self._ranks.rank == 0
         if not self._tokenizer.chat_template:
-            self._say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
+            self._voice.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
         self._cadence = Cadence(
             max_steps=state.max_steps,
             every_steps=self._every_steps,
@@ -239,7 +250,7 @@ class ModeCollapseCallback(TrainerCallback):
             folder=Path(self._output_dir) if self._output_dir else Path(args.output_dir or ".") / "collapse",
             step=state.global_step,
             detector=self._detector,
-            say=self._say,
+            say=self._voice.say,
         )
         values = watch.begin(model, baseline=self._baseline, embedder=self._embedder, config=self._config())
         taken = prober.baseline
@@ -283,23 +294,14 @@ class ModeCollapseCallback(TrainerCallback):
 
     def _act(self, outcome: Outcome, state: TrainerState, control: TrainerControl) -> None:
         verdict = outcome.verdict
-        if outcome.tier == 2:
-            self._say(f"collapse: step {outcome.step}: {_in_words(outcome)}")
-        for finding in (*verdict.findings, *verdict.pending):
-            if finding.level in ("warn", "critical"):
-                certain = finding in verdict.findings
-                told = f"{finding.code} {finding.level} {certain}"
-                if told not in self._told:
-                    self._told.add(told)
-                    tail = finding.suggestion if certain else "To be confirmed by the next probe."
-                    self._say(f"collapse: {finding.level.upper()} {finding.code}: {finding.evidence}. {tail}")
+        self._voice.tell(outcome)
         if verdict.level not in ("warn", "critical") or outcome.tier < 2:
             return
         if callable(self._on_collapse):
             call = self._on_collapse
             self._guarded("on_collapse", state, lambda: call(verdict))
         elif self._on_collapse == "stop" and verdict.level == "critical":
-            self._say(f"collapse: training stops at step {outcome.step}, as on_collapse='stop' asks.")
+            self._voice.say(f"collapse: training stops at step {outcome.step}, as on_collapse='stop' asks.")
             control.should_training_stop = True
 
     def _finish(self, state: TrainerState) -> None:
@@ -317,8 +319,8 @@ class ModeCollapseCallback(TrainerCallback):
 
             with self._cadence.paying(0):
                 page = write_report(path, path.parent)
-            self._say(f"collapse: report in {page}")
-        self._say(_cost_in_words(self._cadence.summary(), self._budget))
+            self._voice.say(f"collapse: report in {page}")
+        self._voice.tell_cost(self._cadence.summary(), self._budget)
 
     def _find(self) -> None:
         if self._trainer is None or self._trainer() is None:
@@ -328,7 +330,7 @@ class ModeCollapseCallback(TrainerCallback):
     def _log(self, control: TrainerControl, values: dict[str, float]) -> None:
         trainer = None if self._trainer is None else self._trainer()
         if trainer is None:
-            self._say_once(
+            self._voice.say_once(
                 "collapse: this host hides its trainer from callbacks, so figures go to the console and to "
                 "history.jsonl but not to its loggers. Call callback.attach(trainer) before trainer.train()."
             )
@@ -342,19 +344,10 @@ class ModeCollapseCallback(TrainerCallback):
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
             logger.debug("collapse: %s failed", stage, exc_info=True)
-            self._say_once(f"collapse: {stage} failed at step {state.global_step}; training goes on. {words}")
+            self._voice.say_once(f"collapse: {stage} failed at step {state.global_step}; training goes on. {words}")
             if self._watch is not None:
                 self._watch.history.append("problem", step=state.global_step, stage=stage, message=words)
             return None
-
-    def _say(self, message: str) -> None:
-        if self._ranks.rank == 0:
-            tqdm.write(message)
-
-    def _say_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            self._say(message)
 
     def _config(self) -> dict[str, Any]:
         """What decides the figures of this run."""
@@ -377,26 +370,11 @@ def free_memory() -> None:
         torch.get_device_module().empty_cache()
 
 
-def _in_words(outcome: Outcome) -> str:
-    kept = outcome.verdict.estimates.get("diversity_retained")
-    if kept is None:
-        return outcome.verdict.level
-    interval = f"{percent(kept.lo)} to {percent(kept.hi)}"
-    return f"open answers keep {percent(kept.value)} of their diversity ({interval}): {outcome.verdict.level}"
-
-
-def _cost_in_words(cost: dict[str, float], budget: float | None) -> str:
-    limit = "no budget" if budget is None else f"budget {budget:.1%}"
-    over = budget is not None and cost["share"] > budget
-    return (
-        f"collapse: {cost['probes_tier2']:.0f} probes with answers, {cost['probes_tier1']:.0f} without; "
-        f"{cost['seconds']:.1f} s = {cost['share']:.1%} of {cost['wall_seconds']:.0f} s wall time ({limit}), "
-        f"tiers 0 and 1 {cost['share_tier01']:.2%}."
-        + (" Over budget: the run was too short for its baseline and one look at the end." if over else "")
-    )
-
-
 def _at_least(name: str, value: Any, least: int, why: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         reason = f": {why}" if why else ""
-        raise CollapseError(f"{name} is {value!r}; expected an integer of {least} or more{reason}", code="bad_option")
+        raise CollapseError(
+            f"{name} is {value!r}; expected an integer of {least} or more{reason}",
+            code="bad_option",
+            remedy=f"correct {name}",
+        )

@@ -78,6 +78,7 @@ def resolve_embedder(
         raise CollapseError(
             f"embedder is {choice!r}; allowed: 'auto', 'model', None, a callable, or an object with .encode",
             code="bad_option",
+            remedy="to use a sentence encoder by name, load it and pass the object",
         )
     name = getattr(choice, "__name__", type(choice).__name__)
     return Embedder(f"the user's {name}", _checked(encode, name)), ""
@@ -91,6 +92,7 @@ def _checked(encode: Callable[..., Any], name: str) -> Callable[[Sequence[str]],
             raise CollapseError(
                 f"embedder {name} gave shape {array.shape} for {len(texts)} texts, expected ({len(texts)}, D)",
                 code="embedder",
+                remedy="return one vector per text, in the order of the texts",
             )
         return array
 

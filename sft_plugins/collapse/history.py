@@ -30,6 +30,7 @@ from sft_plugins.errors import CollapseError
 __all__ = ["SCHEMA", "History", "config_hash", "plain", "read_history"]
 
 SCHEMA = 1
+_REMEDY = "pass the history.jsonl that ModeCollapseCallback wrote into its output_dir"
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +76,9 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         # Bytes: a crash may cut a character in two, and text splits at U+2028 too, which an answer may hold.
         lines = path.read_bytes().rstrip().split(b"\n")
     except OSError as error:
-        raise CollapseError(f"cannot read the history {str(path)!r}: {error}", code="history_file") from error
+        raise CollapseError(
+            f"cannot read the history {str(path)!r}: {error}", code="history_file", remedy=_REMEDY
+        ) from error
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
         if not line.strip():
@@ -85,17 +88,25 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as error:  # no JSON, or no UTF-8
             if number == len(lines) - 1:
                 break
-            raise CollapseError(f"line {number + 1} of {path} is not JSON", code="history_file", row=number) from error
+            raise CollapseError(
+                f"line {number + 1} of {path} is not JSON: {line[:60]!r}",
+                code="history_file",
+                row=number,
+                remedy="only the last line may be cut short; restore the file, or remove this line and all after it",
+            ) from error
         if record.get("schema", SCHEMA) != SCHEMA:
             raise CollapseError(
-                f"{path} has schema {record['schema']}, this version reads {SCHEMA}", code="history_file", row=number
+                f"{path} has schema {record['schema']}, this version reads {SCHEMA}",
+                code="history_file",
+                row=number,
+                remedy="read it with the version of sft-plugins that wrote it",
             )
         if record["kind"] == "run":
             kept = record["step"]  # 0: a run of its own, in a folder used before
             records = [r for r in records if kept and r.get("step", 0) <= kept and r["kind"] != "end"]
         records.append(record)
     if not any(r["kind"] == "run" for r in records):
-        raise CollapseError(f"{path} holds no run", code="history_file", remedy="pass the history.jsonl of a run")
+        raise CollapseError(f"{path} holds no run", code="history_file", remedy=_REMEDY)
     return records
 
 

@@ -49,15 +49,16 @@ def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prom
         CollapseError: `no_prompts`, `bad_prompt` (with its row), `duplicate_prompt`, `prompt_file`.
     """
     if source is None or source == "builtin":
-        source = _parse(resources.files(__package__).joinpath("prompts.jsonl").read_text(encoding="utf-8"))
+        builtin = resources.files(__package__).joinpath("prompts.jsonl")
+        source = _parse(builtin.read_text(encoding="utf-8"), str(builtin))
     elif isinstance(source, (str, Path)):
         try:
-            source = _parse(Path(source).read_text(encoding="utf-8"))
-        except OSError as error:
+            source = _parse(Path(source).read_text(encoding="utf-8"), str(source))
+        except (OSError, UnicodeDecodeError) as error:
             raise CollapseError(
                 f"cannot read prompts from {str(source)!r}: {error}",
                 code="prompt_file",
-                remedy="pass the path of a JSONL file, a list of prompts, or None for the built-in set",
+                remedy="pass the path of a JSONL file in UTF-8, a list of prompts, or None for the built-in set",
             ) from error
     prompts = tuple(_prompt(i, row) for i, row in enumerate(source))
     if not prompts:
@@ -79,14 +80,19 @@ def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prom
     return prompts
 
 
-def _parse(text: str) -> list[Any]:
+def _parse(text: str, path: str) -> list[Any]:
     rows = []
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):  # not splitlines: a prompt may hold U+2028
         if line.strip():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise CollapseError(f"line {number + 1} is not JSON: {error}", code="bad_prompt", row=number) from error
+                raise CollapseError(
+                    f"line {number + 1} of {path} is not JSON: {error}",
+                    code="bad_prompt",
+                    row=number,
+                    remedy='write one object per line: {"prompt": "…"}',
+                ) from error
     return rows
 
 
@@ -99,16 +105,27 @@ def _prompt(index: int, row: Any) -> Prompt:
             f"a prompt is a string, or a dict with either 'prompt' or 'messages' and an optional 'tag'; got {got}",
             code="bad_prompt",
             row=index,
+            remedy='pass "Tell a story.", or {"prompt": "Two plus two?", "tag": "closed"}',
         )
     tag = row.get("tag") or "open"
     if tag not in TAGS:
-        raise CollapseError(f"tag is {tag!r}; allowed: {', '.join(TAGS)}", code="bad_prompt", row=index)
+        raise CollapseError(
+            f"tag is {tag!r}; allowed: {', '.join(TAGS)}",
+            code="bad_prompt",
+            row=index,
+            remedy="leave it out for an open prompt; closed ones have a single right answer",
+        )
     messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
     usable = isinstance(messages, Sequence) and all(
         isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages
     )
     if not usable or not messages or not any(m["content"].strip() for m in messages):
-        raise CollapseError("the prompt is empty or not a list of messages with text", code="bad_prompt", row=index)
+        raise CollapseError(
+            f"the prompt is empty or not a list of messages with text; got {str(messages)[:80]}",
+            code="bad_prompt",
+            row=index,
+            remedy='give messages as [{"role": "user", "content": "…"}]',
+        )
     if messages[-1]["role"] == "assistant":
         raise CollapseError(
             "the conversation ends with an answer", code="bad_prompt", row=index, remedy="end it with the question"
@@ -137,7 +154,10 @@ def encode_prompts(
                 text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
             except Exception as error:
                 raise CollapseError(
-                    f"the chat template refuses this prompt: {error}", code="bad_prompt", row=prompt.id
+                    f"the chat template refuses this prompt: {error}",
+                    code="bad_prompt",
+                    row=prompt.id,
+                    remedy="use the roles and the order of turns that the template takes",
                 ) from error
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         else:

@@ -36,26 +36,14 @@ _BLIND = {"no_baseline", "baseline_unusable", "no_embedder", "no_probe", "too_fe
 
 # name in the history → (what it is called, how it is printed, what it means)
 KEY_FIGURES = {
-    "diversity": (
-        "Variety of answers",
-        ".3f",
-        "how differently the model answers one open prompt, by meaning; 0 = the same",
-    ),
-    "cross_similarity": (
-        "Likeness across prompts",
-        ".3f",
-        "how alike answers to different prompts are; rises in collapse",
-    ),
+    "diversity": ("Variety of answers", ".3f", "how differently the model answers one open prompt, by meaning; 0 = the same"),
+    "cross_similarity": ("Likeness across prompts", ".3f", "how alike answers to different prompts are; rises in collapse"),
     "opening_share": ("Commonest opening", ".0%", "share of open answers that begin with the same words"),
     "duplicates": ("Answers given twice", ".0%", "share of answers that another prompt got word for word"),
     "boilerplate": ("Refusals and empty phrases", ".0%", "share of answers that say nothing about the prompt"),
     "entropy": ("Entropy", ".3f", "how open the next word is, in nats per token"),
     "entropy_first_8": ("Entropy, first 8 tokens", ".3f", "the same where an answer takes its course"),
-    "heldout_loss": (
-        "Held-out loss",
-        ".3f",
-        "how badly the model predicts answers it has not trained on, nats per token",
-    ),
+    "heldout_loss": ("Held-out loss", ".3f", "how badly the model predicts answers it has not trained on, nats per token"),
     "gap": ("Over-confidence", "+.3f", "held-out loss minus entropy: 0 when calibrated, above when too certain"),
     "kl_base_now": ("Lost support", ".3f", "how surprised the model now is by what it used to say, nats per token"),
     "distinct_2": ("Distinct word pairs", ".3f", "lexical variety; may rise while meaning collapses"),
@@ -63,7 +51,7 @@ KEY_FIGURES = {
     "repetition": ("Repetition", ".1%", "four-token phrases repeated within an answer"),
     "truncated": ("Cut answers", ".0%", "answers that ran into the length limit"),
     "length": ("Length", ".0f", "tokens per answer"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ bounded (C7).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,13 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
     for index, pair in enumerate(pairs):
         if len(rows) >= limit:
             break
+        if not isinstance(pair, Mapping):
+            raise CollapseError(
+                f"a held-out pair is a row of named columns, got {type(pair).__name__}",
+                code="eval_pair",
+                row=index,
+                remedy="pass a data set, or a list of rows, not a single row",
+            )
         if pair.get("seq_lengths") is not None:
             raise CollapseError(
                 "the pair is packed (it has `seq_lengths`): read as one text, its documents would see one another",
@@ -89,10 +96,20 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
             try:
                 encoded = [(e.input_ids, e.labels) for e in masker.encode(dict(pair))]
             except Exception as error:
-                raise CollapseError(f"this pair cannot be masked: {error}", code="eval_pair", row=index) from error
+                raise CollapseError(
+                    f"this pair cannot be masked: {getattr(error, 'message', error)}",
+                    code="eval_pair",
+                    row=index,
+                    remedy=getattr(error, "remedy", None) or "pass a row of a form that PromptMasker takes",
+                ) from error
         for ids, labels in encoded:
             if len(ids) != len(labels):
-                raise CollapseError(f"{len(ids)} ids but {len(labels)} labels", code="eval_pair", row=index)
+                raise CollapseError(
+                    f"{len(ids)} ids but {len(labels)} labels",
+                    code="eval_pair",
+                    row=index,
+                    remedy="give one label per id: the id where it is judged, -100 elsewhere",
+                )
             if context is not None and len(ids) > context:
                 raise CollapseError(
                     f"the pair has {len(ids)} tokens, the model takes {context}",

@@ -160,4 +160,4 @@ class Verdict:
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise CollapseError(message, code="bad_option")
+        raise CollapseError(message, code="bad_option", remedy="correct these fields of DetectorConfig")

@@ -57,6 +57,7 @@ def test_options_that_make_no_sense_are_refused_at_once(changes: dict, code: str
     with pytest.raises(CollapseError, match=words) as caught:
         watcher(None, **changes)
     assert caught.value.code == code
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def test_options_that_make_no_sense_are_refused_at_once(changes: dict, code: str
         ({"eval_pairs": []}, "no_eval_pairs", "empty"),
         ({"eval_pairs": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}]}, "no_supervised_tokens", "nothing to judge"),
         ({"eval_pairs": [{"input_ids": [5, 6, 7], "labels": [5, 6]}]}, "eval_pair", "3 ids but 2 labels"),
+        ({"eval_pairs": {"input_ids": [5, 6], "labels": [-100, 6]}}, "eval_pair", "got str"),
+        ({"eval_pairs": [{"messages": []}]}, "eval_pair", "cannot be masked"),
         (
             {"eval_pairs": [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]}]},
             "eval_pair",
@@ -88,6 +91,7 @@ def test_training_never_starts_with_a_broken_watcher(tmp_path: Path, changes: di
     with pytest.raises(CollapseError, match=words) as caught:
         train(tiny_model(), tmp_path, callbacks=[watcher(tmp_path / "w", **changes), Steps()], max_steps=1)
     assert caught.value.code == code
+    assert caught.value.remedy
     assert steps == []
 
 

@@ -73,6 +73,28 @@ def test_prompts_that_cannot_be_asked_are_refused(source: Any, code: str, row: i
     with pytest.raises(CollapseError, match=words) as caught:
         load_prompts(source)
     assert (caught.value.code, caught.value.row) == (code, row)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b'{"prompt": "A?"}\n{"prompt": "B?"\n', "bad_prompt", "line 2 of .*prompts.jsonl is not JSON"),
+        ('{"prompt": "A?"}\n'.encode("utf-16"), "prompt_file", "cannot read prompts from .*prompts.jsonl"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_read_is_named(content: bytes, code: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_bytes(content)
+    with pytest.raises(CollapseError, match=words) as caught:
+        load_prompts(tmp_path / "prompts.jsonl")
+    assert caught.value.code == code
+    assert caught.value.remedy
+
+
+def test_a_line_ends_where_the_file_says_not_inside_a_prompt(tmp_path: Path) -> None:
+    """U+2028 is a character of a JSON string, though it ends a line for `str.splitlines`."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "A\u2028B"}\r\n', encoding="utf-8", newline="")
+    assert [prompt.text for prompt in load_prompts(tmp_path / "prompts.jsonl")] == ["A\u2028B"]
 
 
 def test_a_prompt_is_what_generation_would_be_given() -> None:
