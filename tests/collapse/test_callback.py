@@ -320,6 +320,7 @@ def test_on_a_simulated_hour_cost_stays_under_budget(price: float, every_steps: 
     cost = cadence.summary()
     assert cost["share"] < 0.03
     assert cost["share_tier01"] < 0.01
+    assert cost["seconds_baseline"] == 2 * price
     assert looks[-1] == (steps, 2), "the end is always seen"
     assert sum(tier == 2 for _, tier in looks) >= 2 if price < 25 else True
     if price == 2.0 and every_steps is None:
