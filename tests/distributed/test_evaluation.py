@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 trl = pytest.importorskip("trl")
-
-from packaging.version import Version
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,9 @@ def test_where_rows_come_out_even_the_loss_is_that_of_documents_alone(
     together = 2 * batch if OF_ALL_RANKS else batch
     for rank in two:
         assert rank[name]["losses"][str(batch)] == pytest.approx(expected(one, name, together), rel=1e-6)
-    assert abs(expected(one, name, 1) / expected(one, name, 2) - 1) > 1e-4, "sizes that make no difference prove nothing"
+    assert abs(expected(one, name, 1) / expected(one, name, 2) - 1) > 1e-4, (
+        "sizes that make no difference prove nothing"
+    )
 
 
 @pytest.mark.parametrize("name", ["masked, uneven", "packed, uneven"])

@@ -106,6 +106,33 @@ def test_even_rows_are_needed_for_the_packed_rows_of_these_tests(two: list[dict[
     assert (two[0]["rows"], two[0]["even rows"]) == (27, 28)
 
 
+def test_dealt_rows_reach_the_ranks_and_steps_that_they_were_dealt_to(one: Run, two: list[Run]) -> None:
+    """P14: every document once per epoch, row by row where the dealing put it, each epoch in the same order."""
+    for ranks in ([one], two):
+        rows, batch = ranks[0]["dealt rows"], 2
+        assert sorted(number for row in rows for number, _ in row) == list(range(80))
+        for rank, run in enumerate(ranks):
+            assert run["dealt rows"] == rows, "all ranks deal alike"
+            starts = range(rank * batch, len(rows), len(ranks) * batch)
+            promised = [[number for row in rows[start : start + batch] for number, _ in row] for start in starts]
+            assert run["dealt"]["seen"] == 2 * promised
+
+
+def test_ranks_wait_as_little_as_the_report_of_the_dealing_says(two: list[Run]) -> None:
+    """A rank's cost in a step is counted on what it trained on: 5 · Σ l + Σ l², summed over the step's 2 micro-batches."""
+    report = two[0]["dealt report"]
+    cost = {number: 5 * length + length**2 for row in two[0]["dealt rows"] for number, length in row}
+    of_ranks = [[sum(map(cost.__getitem__, batch)) for batch in rank["dealt"]["seen"]] for rank in two]
+    epoch = [costs[: len(costs) // 2] for costs in of_ranks]
+    steps = [[sum(costs[k : k + 2]) for k in range(0, len(costs), 2)] for costs in epoch]
+    slowest = sum(max(each) for each in zip(*steps, strict=True))
+    assert len(steps[0]) == report["steps"] == 4
+    assert two[0]["dealt"]["steps"] == 2 * report["steps"]
+    assert 1 - sum(map(sum, steps)) / (2 * slowest) == pytest.approx(report["idle_dealt"], abs=1e-12)
+    assert 0 < report["idle_dealt"] < report["idle_shuffled"] / 2
+    assert report["repeated"] == 0
+
+
 def test_a_run_resumed_from_a_checkpoint_ends_as_the_unbroken_one(
     one: dict[str, Any], two: list[dict[str, Any]]
 ) -> None:

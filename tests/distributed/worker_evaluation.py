@@ -1,6 +1,6 @@
 """One rank of `SFTTrainer.evaluate` on masked and packed rows; writes down the losses it reports, and those of documents alone.
 
-    torchrun --standalone --nproc-per-node=2 worker_evaluation.py FOLDER
+torchrun --standalone --nproc-per-node=2 worker_evaluation.py FOLDER
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 import trl
-from worker_trl import arguments, documents, masked, packed, tokenizer
+from worker_trl import arguments, documents, documents_of, masked, packed, tokenizer
 
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator
 from sft_plugins.integrations.trl import sft_arguments
@@ -66,11 +66,9 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"alone": alone()}
     for name, make in ROWS.items():
         rows = make()
-        firsts = [[row["input_ids"][0]] for row in rows]
-        if "seq_lengths" in rows.column_names:
-            starts = [[sum(row["seq_lengths"][:i]) for i in range(len(row["seq_lengths"]))] for row in rows]
-            firsts = [[row["input_ids"][start] for start in each] for row, each in zip(rows, starts, strict=True)]
-        numbers = [[first - documents(1)[0]["input_ids"][0] for first in each] for each in firsts]
+        is_packed = "seq_lengths" in rows.column_names
+        whole = rows if is_packed else ({**row, "seq_lengths": [len(row["input_ids"])]} for row in rows)
+        numbers = [[number for number, _ in documents_of(row)] for row in whole]
         losses = {batch: evaluate(folder / "out", rows, batch) for batch in (1, 2)}
         found[name] = {"rows": numbers, "losses": losses}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))

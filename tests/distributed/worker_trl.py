@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator, isolate, pack_dataset, pack_stream
 from sft_plugins.integrations.trl import check_trainer, sft_arguments
-from sft_plugins.packing import even_rows
+from sft_plugins.packing import RowCost, check_dealing, deal_rows, even_rows
 from testkit.tiny_models import VOCAB, build
 
 GLOBAL_BATCH = 4
@@ -61,6 +62,12 @@ def streamed(count: int) -> datasets.IterableDataset:
     """A packed stream as `SFTTrainer` takes it."""
     stream = pack_stream(documents(count), 24, buffer_size=30)
     return datasets.IterableDataset.from_generator(lambda: iter(stream))
+
+
+def documents_of(row: dict[str, list[int]]) -> list[tuple[int, int]]:
+    """Number and length of each document of a packed row."""
+    starts = accumulate(row["seq_lengths"][:-1], initial=0)
+    return [(row["input_ids"][start] - FIRST, length) for start, length in zip(starts, row["seq_lengths"], strict=True)]
 
 
 class Observing:
@@ -113,9 +120,10 @@ def train(
     accumulation: int = 1,
     dropout: float = 0.0,
     resume: Path | None = None,
+    dealt: Any = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A tiny model of architecture `name` with LoRA, trained on `rows`."""
+    """A tiny model of architecture `name` with LoRA, trained on `rows`; `dealt` is what `deal_rows` reported of them."""
     model = build(name).model
     is_masked = isinstance(rows, datasets.Dataset) and "seq_lengths" not in rows.column_names
     if is_masked:
@@ -137,6 +145,8 @@ def train(
         ),
     )
     check_trainer(trainer)
+    if dealt is not None:
+        check_dealing(trainer, dealt)
     start(trainer, resume)
     return outcome(trainer)
 
@@ -187,6 +197,12 @@ def runs(folder: Path) -> dict[str, Any]:
     found["packed"] = train(folder / "packed", "opt", even, num_train_epochs=2)
     found["packed, accumulated"] = train(folder / "accumulated", "gemma2", even, accumulation=2)
     found["unpack"] = train(folder / "unpack", "llama", even, backend="unpack")
+
+    dealt, report = deal_rows(even, ranks=WORLD, batch_size=2, accumulation=2, cost=RowCost(linear=5, quadratic=1))
+    found["dealt rows"] = [documents_of(row) for row in dealt]
+    found["dealt report"] = report.to_dict()
+    size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    found["dealt"] = train(folder / "dealt", "llama", dealt, dealt=report, **size, train_sampling_strategy="sequential")
 
     saved = folder / "saved"
     changes = {"num_train_epochs": 2, "dropout": 0.1, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 3}
