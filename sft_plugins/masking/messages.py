@@ -77,6 +77,12 @@ def message_texts(message: Message) -> list[str]:
     return [text for text in texts if text]
 
 
+def other_texts(message: Message) -> list[str]:
+    """The texts of a message besides `message_texts`: its name, ids of calls, whatever else a template may render."""
+    known = ("role", "content", "tool_calls", *REASONING_KEYS)
+    return leaves({key: value for key, value in message.items() if key not in known})
+
+
 def content_text(content: Any) -> str:
     """The text of a message's content: a string, or the `text` parts of a list joined."""
     if isinstance(content, str):
@@ -99,7 +105,7 @@ def tool_call_texts(call: Mapping[str, Any]) -> list[str]:
             arguments = json.loads(arguments)
         except json.JSONDecodeError:
             return [str(function.get("name", "")), arguments]
-    return [str(function.get("name", "")), *_leaves(arguments)]
+    return [str(function.get("name", "")), *leaves(arguments)]
 
 
 def check_text(text: str, where: str) -> None:
@@ -140,11 +146,12 @@ def schema_error(message: str, remedy: str) -> MaskingError:
     return MaskingError(message, code="bad_schema", remedy=remedy)
 
 
-def _leaves(value: Any) -> list[str]:
+def leaves(value: Any) -> list[str]:
+    """The strings in `value` at every depth, keys of mappings included."""
     if isinstance(value, Mapping):
-        return [text for key, item in value.items() for text in (str(key), *_leaves(item))]
+        return [text for key, item in value.items() for text in (str(key), *leaves(item))]
     if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _leaves(item)]
+        return [text for item in value for text in leaves(item)]
     return [value] if isinstance(value, str) else []
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples import Conversation
-from sft_plugins.masking.messages import Message
+from sft_plugins.masking.messages import Message, leaves, other_texts
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.render import ChatRenderer
 from sft_plugins.masking.text import TextTokenizer
@@ -104,10 +104,16 @@ def _check_messages(
                 remedy='Remove it, or give it "train": false; errors="drop" drops such rows and counts them.',
             )
     if options.special_tokens_in_content == "raise":
-        for index, message in enumerate(messages[: indices[-1] + 1]):
-            found = text.find_special(conversation.texts[index])
+        places = [
+            (f"message {index} ({message['role']})", [conversation.texts[index], *other_texts(message)])
+            for index, message in enumerate(messages[: indices[-1] + 1])
+        ]
+        places += [("`tools`", leaves(conversation.tools))]
+        places += [("`chat_template_kwargs`", leaves(conversation.template_kwargs))]
+        for where, texts in places:
+            found = text.find_special("\0".join(texts))
             if found is not None:
-                raise special_token_error(found, f"message {index} ({message['role']})")
+                raise special_token_error(found, where)
 
 
 def special_token_error(found: str, where: str) -> MaskingError:

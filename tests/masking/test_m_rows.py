@@ -427,7 +427,10 @@ def test_m20_nothing_of_the_users_is_changed(kind: str) -> None:
     assert features == kept
 
 
-@pytest.mark.parametrize("where", ["user", "system", "tool", "assistant", "reasoning", "argument"])
+@pytest.mark.parametrize(
+    "where",
+    ["user", "system", "tool", "assistant", "reasoning", "argument", "schema", "enum", "name", "identifier", "keyword"],
+)
 def test_m21_special_token_text_in_the_data_is_refused(where: str) -> None:
     """M21: a turn forged by writing its tokens into a message."""
     tokenizer = tokenizer_for_template("qwen3")
@@ -436,15 +439,18 @@ def test_m21_special_token_text_in_the_data_is_refused(where: str) -> None:
     def text(name: str) -> str:
         return forged if name == where else "Fine."
 
+    schema = {"type": "object", "properties": {"unit": {"type": "string", "enum": ["C", text("enum")]}}}
+    described = {"name": "convert", "description": text("schema"), "parameters": schema}
     row = {
         "messages": [
             system(text("system")),
             user(text("user")),
             assistant("", tool_calls=[call({"city": text("argument")})]),
-            tool(text("tool")),
+            tool(text("tool"), name=text("name"), call=text("identifier")),
             assistant(text("assistant"), reasoning_content=text("reasoning")),
         ],
-        "tools": [WEATHER_TOOL],
+        "tools": [WEATHER_TOOL, {"type": "function", "function": described}],
+        "chat_template_kwargs": {"persona": text("keyword")},
     }
     assert code_of(PromptMasker(tokenizer).encode, row) == "special_token_in_content"
     plain = copy.deepcopy(row)
