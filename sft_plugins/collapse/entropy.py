@@ -3,7 +3,6 @@
 | function | in | out |
 | --- | --- | --- |
 | `supervised_positions(labels)` | `[B, T]` | `Positions(row, column, target, offset)`, each `[N]` |
-| `token_statistics(hidden, head, targets, *, base_hidden, chunk)` | `[N, D]`, callable, `[N]` | `TokenStatistics` |
 | `token_statistics_from_logits(logits, targets, *, base_logits, chunk)` | `[N, V]`, `[N]` | `TokenStatistics` |
 | `concatenate(parts)` | several `TokenStatistics` | one |
 | `summarize(stats, *, offsets, first)` | `[N]` | `EntropySummary` (floats, or None where no token counts) |
@@ -13,13 +12,13 @@
 | `kl_from_cached(base_logprobs, now_logprobs)` | `[N]`, `[N]` | KL(base ‖ now) in nats per token, or None |
 
 Invariants: position t is judged by the label at t + 1, and only where that label is not −100 (C1). No token, no number:
-`None`, never 0 (C6). Softmax runs over `chunk` tokens at a time, the head too, so no more than a few `[chunk, V]`
-float32 buffers exist (C7). A position with NaN or infinite logits is counted in `nonfinite` and enters no mean.
+`None`, never 0 (C6). Softmax runs over `chunk` tokens at a time, so no more than a few `[chunk, V]` float32 buffers
+exist (C7). A position with NaN or infinite logits is counted in `nonfinite` and enters no mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -40,7 +39,6 @@ __all__ = [
     "kl_from_cached",
     "summarize",
     "supervised_positions",
-    "token_statistics",
     "token_statistics_from_logits",
 ]
 
@@ -134,41 +132,29 @@ def token_statistics_from_logits(
         base_logits: `[N, V]` of the baseline on the same tokens.
         chunk: tokens per softmax; by default as many as fill 64 MiB of float32.
     """
-    _check(logits, targets)
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected [N, V] logits with [N] targets, got {tuple(logits.shape)} and {tuple(targets.shape)}; "
+            "pick the supervised positions with supervised_positions(labels) first"
+        )
     if base_logits is not None and base_logits.shape != logits.shape:
         raise ValueError(f"base_logits has shape {tuple(base_logits.shape)}, logits {tuple(logits.shape)}")
-    base = None if base_logits is None else (lambda part: base_logits[part])
-    return _chunked(lambda part: logits[part], targets, base=base, chunk=chunk or _default_chunk(logits.shape[-1]))
-
-
-def token_statistics(
-    hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
-    targets: Tensor,
-    *,
-    base_hidden: Tensor | None = None,
-    base_head: Callable[[Tensor], Tensor] | None = None,
-    chunk: int | None = None,
-) -> TokenStatistics:
-    """`token_statistics_from_logits(head(hidden), targets)` without ever holding more than one chunk of logits.
-
-    Args:
-        hidden: `[N, D]` final hidden states at the supervised positions (after the model's last norm).
-        head: hidden `[n, D]` → logits `[n, V]`. A model that scales or caps its logits must do it in here.
-        targets: `[N]` token ids.
-        base_hidden: `[N, D]` of the baseline on the same tokens, for KL(now ‖ base).
-        base_head: the baseline's head; by default `head`.
-        chunk: tokens per call of `head`; by default as many as fill 64 MiB of float32.
-    """
-    _check(hidden, targets)
-    if base_hidden is not None and len(base_hidden) != len(hidden):
-        raise ValueError(f"base_hidden has {len(base_hidden)} rows, hidden {len(hidden)}")
+    chunk = chunk or max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
+    entropy, nll, top1, kl = torch.empty(4, len(targets))
     with torch.no_grad():
-        if chunk is None:
-            # One row tells the vocabulary's size, whatever kind of head this is.
-            chunk = _default_chunk(head(hidden[:1]).shape[-1]) if len(hidden) else 1
-        base = None if base_hidden is None else (lambda part: (base_head or head)(base_hidden[part]))
-        return _chunked(lambda part: head(hidden[part]), targets, base=base, chunk=chunk)
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            now = _upcast(logits[part])
+            # Not now.log_softmax(): that would be one more [chunk, V] buffer. The gathered logit is enough.
+            chosen = now.gather(-1, targets[part].to(now.device)[:, None])[:, 0]
+            nll[part] = (now.logsumexp(dim=-1) - chosen).cpu()
+            if base_logits is None:
+                p = now.softmax(dim=-1)
+            else:
+                p, kl[part] = _kl(now, _upcast(base_logits[part]))
+            entropy[part] = torch.special.entr(p).sum(dim=-1).cpu()
+            top1[part] = p.amax(dim=-1).cpu()
+    return TokenStatistics(entropy, nll, top1, None if base_logits is None else kl)
 
 
 def concatenate(parts: Sequence[TokenStatistics]) -> TokenStatistics:
@@ -270,26 +256,6 @@ def kl_from_cached(base_logprobs: Tensor | np.ndarray, now_logprobs: Tensor | np
     return float((base - now)[keep].mean()) if keep.any() else None
 
 
-def _chunked(
-    logits_of: Callable[[slice], Tensor], targets: Tensor, *, base: Callable[[slice], Tensor] | None, chunk: int
-) -> TokenStatistics:
-    out = torch.empty(4, len(targets))
-    with torch.no_grad():
-        for start in range(0, len(targets), chunk):
-            part = slice(start, start + chunk)
-            logits = _upcast(logits_of(part))
-            # Not logits.log_softmax(): that would be one more [chunk, V] buffer. The gathered logit is enough.
-            chosen = logits.gather(-1, targets[part].to(logits.device)[:, None])[:, 0]
-            out[1, part] = (logits.logsumexp(dim=-1) - chosen).cpu()
-            if base is None:
-                p = logits.softmax(dim=-1)
-            else:
-                p, out[3, part] = _kl(logits, _upcast(base(part)))
-            out[0, part] = torch.special.entr(p).sum(dim=-1).cpu()
-            out[2, part] = p.amax(dim=-1).cpu()
-    return TokenStatistics(out[0], out[1], out[2], None if base is None else out[3])
-
-
 def _kl(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(logits) and its KL from softmax(base) per row; in place where it may be."""
     now = logits.log_softmax(dim=-1)
@@ -305,10 +271,6 @@ def _upcast(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _default_chunk(vocabulary: int) -> int:
-    return max(1, _CHUNK_ELEMENTS // max(1, vocabulary))
-
-
 def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
 
@@ -316,11 +278,3 @@ def _mean(values: Tensor) -> float | None:
 def _ratio(numerator: Tensor, denominator: Tensor) -> float | None:
     total = float(denominator.double().sum())
     return float(numerator.double().sum()) / total if total > 0 else None
-
-
-def _check(rows: Tensor, targets: Tensor) -> None:
-    if rows.ndim != 2 or targets.shape != rows.shape[:1]:
-        raise ValueError(
-            f"expected [N, …] rows with [N] targets, got {tuple(rows.shape)} and {tuple(targets.shape)}; "
-            "pick the supervised positions with supervised_positions(labels) first"
-        )
