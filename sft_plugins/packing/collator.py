@@ -62,6 +62,14 @@ class BlockDiagonalPackingCollator:
             raise PackingError(
                 f"pad_to_multiple_of is {pad_to_multiple_of!r}; expected a positive int or None", code="bad_option"
             )
+        if not hasattr(tokenizer, "pad_token_id"):
+            raise PackingError(
+                f"expected a transformers tokenizer, got {type(tokenizer).__name__}",
+                code="bad_option",
+                remedy="pass `processor.tokenizer`"
+                if hasattr(tokenizer, "tokenizer")
+                else "AutoTokenizer.from_pretrained",
+            )
         pads = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None]
         if pad_to_multiple_of is not None and not pads:
             raise PackingError(
@@ -120,7 +128,7 @@ class BlockDiagonalPackingCollator:
             raise PackingError(
                 f"{ids.size} input_ids and {labels.size} labels; expected as many", code="length_mismatch", row=row
             )
-        if (mask := feature.get("attention_mask")) is not None and not np.all(np.asarray(mask) == 1):
+        if (mask := feature.get("attention_mask")) is not None and _hides(mask):
             raise PackingError(
                 "attention_mask hides tokens or numbers documents; expected none, or ones alone",
                 code="bad_schema",
@@ -185,6 +193,12 @@ class BlockDiagonalPackingCollator:
                 code="no_supervised_tokens",
                 remedy="drop such rows first: mask_dataset and pack_dataset do, and count them",
             )
+
+
+def _hides(mask: Any) -> bool:
+    """Whether an attention mask is more than ones: [T], or one per document as `extra_columns="carry"` keeps them."""
+    parts = mask if len(mask) and np.ndim(mask[0]) else [mask]
+    return not all(np.all(np.asarray(part) == 1) for part in parts)
 
 
 def _integers(values: Any, name: str, row: int) -> np.ndarray:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
+from sft_plugins.packing.dataset import pack_dataset
 from sft_plugins.packing.isolation import check_isolation, isolate
 from testkit.tiny_models import build
 
@@ -167,6 +169,24 @@ def test_options_are_checked(options: dict[str, Any], says: str) -> None:
     with pytest.raises(PackingError, match=says) as caught:
         collator(**options)
     assert caught.value.code == "bad_option"
+
+
+@pytest.mark.parametrize("kind", [None, "torch", "numpy"])
+def test_attention_masks_that_packing_carried_along_are_read(kind: str | None) -> None:
+    """`extra_columns="carry"` keeps one mask per document, of unequal lengths."""
+    documents = [{**row(ids, [-100, *ids[1:]]), "attention_mask": [1] * len(ids)} for ids in ([5, 6, 7], [8, 9])]
+    packed = pack_dataset(Dataset.from_list(documents), 8, extra_columns="carry").dataset.with_format(kind)
+    assert torch.equal(collator()([packed[0]])["cu_seq_lens_q"], torch.tensor([0, 3, 5], dtype=torch.int32))
+    hidden = {**packed.with_format(None)[0], "attention_mask": [[1, 1, 1], [1, 0]]}
+    with pytest.raises(PackingError, match="attention_mask hides"):
+        collator()([hidden])
+
+
+def test_something_that_is_no_tokenizer_is_refused() -> None:
+    for thing in (None, "gpt2", SimpleNamespace(tokenizer=TOKENIZER)):
+        with pytest.raises(PackingError, match="expected a transformers tokenizer") as caught:
+            BlockDiagonalPackingCollator(thing, model=MODEL)
+        assert caught.value.code == "bad_option"
 
 
 def test_padding_needs_a_token() -> None:
