@@ -63,7 +63,8 @@ def _packing(command: Command, settings: Settings, cfg: Mapping[str, Any]) -> st
         return "packing (Axolotl's sample_packing, isolated here)"
     if command == "evaluate":
         return "packing (each batch flattened to one row, isolated here)"
-    return f"packing (rows of {cfg['sequence_len']:,} tokens, packed here)"
+    dealt = " and dealt to ranks" if settings.packing is not None and settings.packing.deal else ""
+    return f"packing (rows of {cfg['sequence_len']:,} tokens, packed here{dealt})"
 
 
 def _collapse(command: Command, settings: Settings) -> str:

@@ -3,10 +3,10 @@
     register, validation    a new run; which command it is; versions; `sft_plugins:` is judged (args.py)
     load_datasets           rows audited, then packed by us (`axolotl train` and `preprocess`; `evaluate` does not call it)
     post_model_load         the model isolated, and the proof logged
-    get_training_args       the column that says where documents end is kept
+    get_training_args       the column that says where documents end is kept, and the order of rows that were dealt
     get_collator_…          our collators (collators.py)
     add_callbacks_post_…    rows audited that are not packed by us; the collapse callback, with the trainer handed to it
-    post_trainer_create     the live collator is ours (`evaluate` does not call it)
+    post_trainer_create     the live collator is ours, and rows are drawn as they were dealt (`evaluate` does not call it)
 
 Invariant: without our key in the validated configuration every hook does nothing. Axolotl keeps plug-ins of earlier runs
 in one process and calls them again (0.21 the very instances), so all that an instance knows belongs to one run.
@@ -32,7 +32,7 @@ from sft_plugins.integrations.axolotl.contradictions import dataset_entries, is_
 from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
 from sft_plugins.integrations.axolotl.settings import KEY, PackingSettings, Settings
 from sft_plugins.integrations.axolotl.watch import collapse_callback
-from sft_plugins.packing import even_rows, isolate, pack_dataset
+from sft_plugins.packing import BalanceReport, check_dealing, deal_rows, even_rows, isolate, pack_dataset
 
 LOG = get_logger("axolotl.sft_plugins")
 
@@ -50,6 +50,7 @@ class SFTPlugin(BasePlugin):
         self._command: Command = "evaluate"  # until a hook is called that it does not call
         self._model: weakref.ref[Any] | None = None
         self._heldout: Any = None
+        self._dealt: BalanceReport | None = None
 
     def register(self, cfg: Any) -> None:
         """A run begins. The raw configuration: only here do Axolotl's commands say that nothing will be trained."""
@@ -100,6 +101,8 @@ class SFTPlugin(BasePlugin):
             name="evaluation",
         )
         train = _evened(train, cfg.batch_size)
+        if settings.packing.deal:
+            train, self._dealt = _deal(train, cfg, settings.packing)
         self._packed, self._heldout = True, meta.eval_dataset
         steps = calculate_total_num_steps(cfg, train, update=False)
         return TrainDatasetMeta(train, evaluation, min(steps, cfg.max_steps) if cfg.max_steps else steps)
@@ -122,10 +125,12 @@ class SFTPlugin(BasePlugin):
             LOG.info(f"sft-plugins isolation proved: {isolate(model)}")
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        """Packed rows carry a column that no model takes."""
+        """Packed rows carry a column that no model takes; dealt ones are trained in their order."""
         settings = self._settings(cfg)
-        own = settings is not None and packer(settings, cfg) == "sft_plugins"
-        return {"remove_unused_columns": False} if own else {}
+        if settings is None or settings.packing is None or packer(settings, cfg) != "sft_plugins":
+            return {}
+        order = {"train_sampling_strategy": "sequential"} if settings.packing.deal else {}
+        return {"remove_unused_columns": False, **order}
 
     def get_collator_cls_and_kwargs(
         self,
@@ -170,13 +175,18 @@ class SFTPlugin(BasePlugin):
         return []
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Look again who collates: plug-ins may change a trainer at this hook.
+        """Look again who collates, and who orders the rows: plug-ins may change a trainer at this hook.
 
         Raises:
             MaskingError: `host_collator`, if another plug-in's collator has taken the place of ours.
+            PackingError: `not_dealt`, if rows that were dealt would be drawn in another order.
         """
-        if self._settings(cfg) is not None:
-            self._check_collator(cfg, trainer)
+        if self._settings(cfg) is None:
+            return
+        self._check_collator(cfg, trainer)
+        if self._dealt is not None:
+            with remedies_in_yaml():
+                check_dealing(trainer, self._dealt)
 
     def _check_collator(self, cfg: Any, trainer: Any) -> None:
         if self.get_collator_cls_and_kwargs(cfg) is not None and not isinstance(trainer.data_collator, collators.OURS):
@@ -249,6 +259,15 @@ def _evened(packed: Any, rows_per_step: int) -> Any:
             f"sft-plugins took packed rows apart between documents: {len(even):,} rows, {rows_per_step:,} to a step"
         )
     return even
+
+
+def _deal(packed: Any, cfg: Any, settings: PackingSettings) -> Any:
+    accumulation, batch_size = cfg.gradient_accumulation_steps, cfg.micro_batch_size
+    ranks = cfg.batch_size // (accumulation * batch_size)
+    with remedies_in_yaml():
+        dealt = deal_rows(packed, ranks=ranks, accumulation=accumulation, batch_size=batch_size, seed=settings.seed)
+    LOG.info(f"sft-plugins dealt the train rows (attention counted alone): {dealt.report}")
+    return dealt
 
 
 def _first_label_off(row: dict[str, Any]) -> dict[str, Any]:

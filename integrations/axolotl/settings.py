@@ -74,11 +74,14 @@ class PackingSettings(Section):
             `sample_packing: true` and makes its batches exact; `auto` follows `sample_packing`.
         unsupervised: a row without any supervised token is an error (`raise`) or left out (`drop`).
         seed: shuffles rows of equal length, and the packed rows.
+        deal: whether packed rows are trained in an order in which no rank waits for another (`deal_rows`, attention
+            counted alone), the same in every epoch, instead of an order of each epoch's own.
     """
 
     by: Literal["auto", "sft_plugins", "axolotl"] = "auto"
     unsupervised: Literal["raise", "drop"] = "raise"
     seed: int = 0
+    deal: bool = False
 
 
 class CollapseSettings(Section):

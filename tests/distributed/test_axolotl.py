@@ -43,6 +43,7 @@ BASE: dict[str, Any] = {
 QUIET = {"collapse": False}
 PLAN: dict[str, dict[str, Any]] = {
     "ours": {"sft_plugins": QUIET},
+    "dealt": {"sft_plugins": {**QUIET, "packing": {"deal": True}}},
     "multipack": {"sft_plugins": QUIET, "sample_packing": True, "pad_to_sequence_len": False},
 }
 Run = dict[str, Any]
@@ -100,14 +101,39 @@ def counts(runs: list[Run]) -> Counter[tuple[int, ...]]:
     return Counter(tuple(ids) for run in runs for ids in chain.from_iterable(run["seen"]))
 
 
-def test_every_document_is_trained_once_per_epoch(ranks: list[dict[str, Run]]) -> None:
+@pytest.mark.parametrize("name", ["ours", "dealt"])
+def test_every_document_is_trained_once_per_epoch(ranks: list[dict[str, Run]], name: str) -> None:
     """P14: packed by us, in as many rows as the ranks take together."""
-    runs = succeeded(ranks, "ours")
+    runs = succeeded(ranks, name)
     assert [run["world"] for run in runs] == [2, 2]
     assert {run["parallel"] for run in runs} == {"DistributedDataParallel"}
     assert len(documents()) == COUNT
     assert counts(runs) == dict.fromkeys(documents(), EPOCHS)
-    assert runs[0]["rows"] == 12
+    assert len(runs[0]["rows"]) == 12
+
+
+def drawn(runs: list[Run]) -> list[list[list[int]]]:
+    """Documents of each micro-batch of each rank, where rows are taken in their order: batch k goes to rank k mod ranks."""
+    batches = [runs[0]["rows"][k] + runs[0]["rows"][k + 1] for k in range(0, len(runs[0]["rows"]), 2)]
+    return [EPOCHS * batches[rank :: len(runs)] for rank in range(len(runs))]
+
+
+def test_dealt_rows_reach_the_ranks_that_they_were_dealt_to(ranks: list[dict[str, Run]]) -> None:
+    runs = succeeded(ranks, "dealt")
+    assert runs[0]["rows"] == runs[1]["rows"], "all ranks deal alike"
+    assert [run["seen"] for run in runs] == drawn(runs)
+    shuffled = succeeded(ranks, "ours")
+    assert [run["seen"] for run in shuffled] != drawn(shuffled), "rows that keep their order anyway would prove nothing"
+
+
+def test_ranks_wait_less_for_each_other_when_rows_are_dealt(ranks: list[dict[str, Run]]) -> None:
+    """A rank's cost in a step is counted on what it trained on, Σ l² over documents."""
+
+    def waiting(name: str) -> float:
+        costs = [[sum(len(ids) ** 2 for ids in batch) for batch in run["seen"]] for run in succeeded(ranks, name)]
+        return 1 - sum(map(sum, costs)) / (2 * sum(map(max, zip(*costs, strict=True))))
+
+    assert waiting("dealt") < waiting("ours") / 2
 
 
 def test_multipack_repeats_nothing_and_leaves_out_what_fills_no_batch_of_all_ranks(ranks: list[dict[str, Run]]) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ def documents_in(batch: dict[str, Any]) -> list[Document]:
         rows = zip(ids, labels, batch["attention_mask"] == 1, strict=True)
         pieces = [(row[real], label[real]) for row, label, real in rows]
     return [(row.tolist(), label.tolist()) for row, label in pieces if (label != -100).any()]
+
+
+def in_row(row: dict[str, list[int]]) -> list[list[int]]:
+    """Ids of each document of a packed row."""
+    ends = [0, *accumulate(row["seq_lengths"])]
+    return [row["input_ids"][a:b] for a, b in pairwise(ends)]
 
 
 def by_hand(model: Any, steps: list[list[list[Document]]], rate: float) -> tuple[list[float], dict[str, list[float]]]:
@@ -101,7 +107,8 @@ def train(path: str, seen: dict[str, Any]) -> None:
         seen["weights"] = {name: weight.flatten().tolist() for name, weight in weights.items()}
         seen["seen"] = [[ids for ids, _ in documents] for documents in batches]
         seen["world"] = trainer.args.world_size
-        seen["rows"] = len(trainer.train_dataset)
+        if "seq_lengths" in trainer.train_dataset.column_names:
+            seen["rows"] = [in_row(row) for row in trainer.train_dataset]
         seen["steps"] = trainer.state.global_step
         seen["logged"] = [record["loss"] for record in trainer.state.log_history if "loss" in record]
         seen["parallel"] = type(trainer.model_wrapped).__name__

@@ -65,6 +65,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "sft_plugins.packing.by: Input should be 'auto', 'sft_plugins' or 'axolotl'",
     ),
     "wrong seed": (yaml({"packing": {"seed": "x"}}), "sft_plugins.packing.seed: Input should be a valid integer"),
+    "wrong deal": (yaml({"packing": {"deal": 2}}), "sft_plugins.packing.deal: Input should be a valid boolean"),
+    "dealing their packing": (
+        yaml({"packing": {"deal": True}}, sample_packing=True),
+        "sft_plugins.packing.deal is for our own packing, and here `sample_packing: true` packs",
+    ),
+    "dealing in another order": (
+        yaml({"packing": {"deal": True}}, curriculum_sampling=True),
+        "`curriculum_sampling` keeps the order of rows, and packing changes it",
+    ),
     "one sample": (
         yaml({"collapse": {"samples_per_prompt": 1}}),
         "samples_per_prompt: Input should be greater than or equal to 2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's environment")
 
 from datasets import Dataset
-from transformers import DefaultDataCollator
+from transformers import DefaultDataCollator, Trainer, TrainingArguments
 
-from sft_plugins.errors import MaskingError, SFTPluginsError
+from sft_plugins.errors import MaskingError, PackingError, SFTPluginsError
 from sft_plugins.integrations import _compat
 from sft_plugins.integrations.axolotl import SFTPlugin, collators
 from sft_plugins.integrations.axolotl.fields import RowFields
@@ -290,6 +291,57 @@ def test_packed_rows_come_out_even_for_the_optimizer_steps() -> None:
     assert len(even) == 4
     assert sorted(length for row in even for length in row["seq_lengths"]) == [2, 2, 2, 3]
     assert _evened(even, 2) is even
+
+
+def dealt(tmp_path: Path, **arguments: Any) -> tuple[SFTPlugin, Any, Any]:
+    """The plug-in after it has dealt rows for two accumulated rows in one process, its YAML, and a trainer of these rows."""
+    from sft_plugins.integrations.axolotl.plugin import _deal
+    from sft_plugins.integrations.axolotl.settings import PackingSettings
+
+    cfg = own(sft_plugins={"packing": {"deal": True}, "collapse": False}, sequence_len=8)
+    cfg.micro_batch_size, cfg.gradient_accumulation_steps, cfg.batch_size = 1, 2, 2
+    lengths = [[8], [1] * 8, [4, 4], [7, 1]]
+    rows = [{"input_ids": [5] * 8, "labels": [-100] + [5] * 7, "seq_lengths": each} for each in lengths]
+    plugin = SFTPlugin()
+    plugin._command = "train"
+    packed, plugin._dealt = _deal(Dataset.from_list(rows), cfg, PackingSettings(deal=True))
+    model = build("llama").model
+    plugin._packed, plugin._model = True, weakref.ref(model)
+    own_arguments = {**plugin.get_training_args(cfg), "gradient_accumulation_steps": 2, **arguments}
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=1, **own_arguments),
+        train_dataset=packed,
+        data_collator=collators.packed(build_tokenizer("qwen"), model=model),
+    )
+    return plugin, cfg, trainer
+
+
+def test_a_trainer_that_keeps_the_order_of_dealt_rows_is_accepted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin, cfg, trainer = dealt(tmp_path)
+    plugin.post_trainer_create(cfg, trainer)
+    assert "packed here and dealt to ranks)" in caplog.text
+    assert "dealt the train rows (attention counted alone): 4 rows on 1 ranks, 2 steps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"train_sampling_strategy": "random"}, r"RandomSampler.*or set `sft_plugins\.packing\.deal: false`"),
+        (
+            {"gradient_accumulation_steps": 4},
+            r"accumulation 4, dealt for 2 Remedy: set `sft_plugins\.packing\.deal: false`",
+        ),
+    ],
+)
+def test_a_trainer_that_loses_the_dealing_stops_before_the_first_step(
+    tmp_path: Path, arguments: dict[str, Any], said: str
+) -> None:
+    plugin, cfg, trainer = dealt(tmp_path, **arguments)
+    with pytest.raises(PackingError, match=said):
+        plugin.post_trainer_create(cfg, trainer)
 
 
 def test_rows_that_cannot_be_taken_apart_are_kept_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

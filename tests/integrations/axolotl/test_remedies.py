@@ -31,13 +31,15 @@ STRATEGY = "sft_plugins.integrations.axolotl.strategy"
 # Where the errors come from that a run under Axolotl can end with.
 REACHED = {
     "masking": ("assemble", "examples", "messages", "overflow", "pairs", "plan", "render"),
-    "packing": ("isolation", "probe", "refusals", "target"),
+    "packing": ("balance", "isolation", "probe", "refusals", "target"),
     "collapse": ("baseline", "callback", "embedder", "probe", "prompts", "teacher"),
 }
 # Never raised under the plug-in, and why.
 UNREACHED = {
     "use backend='auto'": "the plug-in asks for no backend",
     "call isolate(model)": "it has",
+    "pack with pack_dataset, not as a stream": "nor streamed",
+    "pack them first, `pack_dataset(rows, max_length)`": "rows are packed before they are dealt",
     "extra_columns='drop' leaves them out, 'carry' keeps a list with one value per document": "it drops them",
 }
 # Keyword arguments, calls and None: no word of a YAML. Data and its repair are shown in Python's notation, and may be.
