@@ -112,7 +112,8 @@ class _Place:
 class PackStream(IterableDataset[dict[str, Any]]):
     """The packed rows of a stream; see `pack_stream`.
 
-    A torch `IterableDataset`, so that a DataLoader and `transformers.Trainer` take it as it is. In a DataLoader with
+    A torch `IterableDataset`, so that a DataLoader and `transformers.Trainer` take it as it is (TRL wants
+    `datasets.IterableDataset.from_generator(lambda: iter(stream))`). In a DataLoader with
     several workers its source must divide itself among them, as a `datasets.IterableDataset` does.
 
     `state_dict()` says where the latest pass stands, after the row it yielded last; `load_state_dict(state)` makes the
@@ -136,7 +137,10 @@ class PackStream(IterableDataset[dict[str, Any]]):
 
     @property
     def report(self) -> PackReport:
-        """What the latest pass has done so far; rows waiting in the buffer count in `rows_in` and `tokens_in` only."""
+        """What the latest pass has done so far; rows waiting in the buffer count in `rows_in` and `tokens_in` only.
+
+        Of passes in this process: the workers of a DataLoader count in theirs.
+        """
         return self._tally.report(self._options.max_length)
 
     def set_epoch(self, epoch: int) -> None:

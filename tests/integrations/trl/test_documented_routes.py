@@ -1,0 +1,59 @@
+"""What docs/packing.md says of TRL's own ways, held to the installed TRL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, IterableDataset
+
+from sft_plugins.integrations.trl import sft_arguments
+from sft_plugins.packing import BlockDiagonalPackingCollator
+from sft_plugins.packing.boundaries import BOUNDARY_KEYS
+from sft_plugins.packing.stream import pack_stream
+from testkit.isolation_oracle import make_documents
+from testkit.tiny_models import build
+from testkit.tokenizers import build_tokenizer
+
+trl = pytest.importorskip("trl")
+
+
+def documents() -> list[dict[str, list[int]]]:
+    rows = [ids.tolist() for ids in make_documents([5, 9, 2, 17, 3, 9, 12, 4], 96)]
+    return [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in rows]
+
+
+def trainer_of(tmp_path: Path, rows: Any, **more: Any) -> Any:
+    tokenizer, model = build_tokenizer("qwen"), build("opt").model
+    collator = more.pop("collator", None)
+    common = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 2}
+    return trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(**common, **more),  # type: ignore[arg-type]
+        train_dataset=rows,
+        data_collator=collator and BlockDiagonalPackingCollator(tokenizer, model=model),
+        processing_class=tokenizer,
+    )
+
+
+def test_a_packed_stream_reaches_the_model_through_a_generator(tmp_path: Path) -> None:
+    stream = pack_stream(documents(), 24, buffer_size=4)
+    rows = IterableDataset.from_generator(lambda: iter(stream))
+    arguments = sft_arguments("packed")
+    trainer = trainer_of(tmp_path, rows, collator=True, per_device_train_batch_size=1, **arguments)
+    lengths = [batch["cu_seq_lens_q"].diff().tolist() for batch in trainer.get_train_dataloader()]
+    assert lengths == [row["seq_lengths"].tolist() for row in stream]
+    assert sum(map(len, lengths)) == 8
+    trainer.train()
+
+
+def test_wrapped_packing_says_nothing_of_documents(tmp_path: Path) -> None:
+    """Where this fails, TRL has begun to say it, and the limit in README and docs/packing.md can go."""
+    rows = Dataset.from_list(documents())
+    batches = {}
+    for strategy in ("bfd", "wrapped"):
+        trainer = trainer_of(tmp_path, rows, packing=True, packing_strategy=strategy, max_length=24)
+        batches[strategy] = set(next(iter(trainer.get_train_dataloader())))
+    assert batches["bfd"] & {"position_ids", *BOUNDARY_KEYS}
+    assert not batches["wrapped"] & {"position_ids", *BOUNDARY_KEYS}
