@@ -1,11 +1,12 @@
 """The pages of measured figures are what the committed results say, and a benchmark that fails takes no result with it.
 
-Runs in both environments: rendering needs jinja2 alone.
+Runs in both environments; in Axolotl's the benchmarks that `make bench` runs there.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import sys
@@ -152,3 +153,90 @@ def test_a_worker_that_dies_is_an_error_not_a_wait_for_ever(harness: ModuleType)
 
     with pytest.raises(BrokenProcessPool):
         harness.alone(os._exit, 9)
+
+
+# --- the benchmarks ---------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "attention": ["--tokens", "128", "256", "--mean", "32", "--repeats", "1"],
+    "balance": ["--ranks", "8", "512", "--capacity", "4096", "--documents", "20000"],
+    "callback": ["--device", "cpu", "--layers", "1", "--steps", "2"],
+    "collation": ["--documents", "4", "--epoch", "20", "--epochs", "1"],
+    "detector_power": ["--runs", "5"],
+    "kernels": ["--device", "cpu", "--rows", "256", "--repeats", "1"],
+    "masking": ["--rows", "12", "--rounds", "1", "--no-memory"],
+    "packing": ["--n", "200", "--repeats", "1"],
+    "planning": ["--n", "2000", "--repeats", "1"],
+    "scale": [
+        "--plan",
+        "1000",
+        "--deal",
+        "1000",
+        "--stream",
+        "300",
+        "--pack",
+        "1000",
+        "--sample",
+        "1000",
+        "--read",
+        "300",
+    ],
+    "step": [
+        *("--device", "cpu", "--models", "SmolLM2-135M", "--layers", "1", "--rows", "256", "--tokens", "512"),
+        *("--passes", "1", "--vocabulary", "512"),
+    ],
+    "unpack": ["--architectures", "llama"],
+}
+
+
+BESIDE_AXOLOTL = ["masking", "planning", "collation"]
+
+
+def test_every_benchmark_has_a_small_run() -> None:
+    assert sorted(SMALL) == NAMES
+    makefile = (BENCHMARKS.parents[1] / "Makefile").read_text()
+    assert f"AXOLOTL_BENCH := {' '.join(BESIDE_AXOLOTL)}\n" in makefile
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict]:
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_benchmark_runs_and_finds_something(name: str, found: dict[str, dict]) -> None:
+    pytest.importorskip("trl", reason="TRL is what most benchmarks compare with")
+    pytest.importorskip("chitchat_dataset", reason="the conversations")
+    beside_axolotl = importlib.util.find_spec("axolotl") is not None
+    if beside_axolotl and name not in BESIDE_AXOLOTL:
+        pytest.skip("runs in the newest environment")
+    import harness
+
+    found[name] = harness.run(name, SMALL[name], limit=240)
+    assert found[name]["records"]
+    assert found[name]["busy_elsewhere"] >= 0
+    if name == "step":
+        assert len({record["supervised"] for record in found[name]["records"]}) == 1
+        assert {record["method"] for record in found[name]["records"]} >= {"padded", "TRL bfd", "dense", "ours"}
+    if name == "masking":
+        rows = [record for record in found[name]["records"] if record["what"] == "preparation"]
+        assert [record["differ_trl"] for record in rows] == [0, 0]
+    if beside_axolotl:
+        assert any(key.startswith("axolotl") for record in found[name]["records"] for key in record) or (
+            "Axolotl multipack" in [record.get("planner") for record in found[name]["records"]]
+        )
+
+
+@pytest.mark.slow
+def test_the_page_can_be_made_of_new_results(pages: ModuleType, found: dict[str, dict]) -> None:
+    """The committed results may be of an earlier form: the template must do with what the benchmarks write now."""
+    if set(found) != set(NAMES):
+        pytest.skip("needs the results of the tests above")
+    import harness
+
+    around = harness.environment()
+    (template,) = (template for page, template in pages.PAGES.items() if page.name == "benchmarks.md")
+    page = pages.render(template, [{"file": "new.json", "environment": around, "benchmarks": found}])
+    assert "of them busy with other work" in page
+    assert "| SmolLM2-135M | 2,048 | not measured |" in page  # no figure for what was not run
