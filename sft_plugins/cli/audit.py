@@ -45,9 +45,10 @@ def audit(
             report = mask_with_bar(source, masker, out).report
         else:
             with step(out, "checking masks"):
-                from sft_plugins.preflight.documents import check_documents
+                from sft_plugins.masking import check_masks
+                from sft_plugins.preflight.documents import with_lengths
 
-                report = check_documents(source.rows(), masker.tokenizer)
+                report = check_masks(map(with_lengths, source.rows()), masker.tokenizer)
         found = faults(report, overflow)
         out.console.print(source_line(source, model))
         out.console.print(report)

@@ -7,6 +7,7 @@ supervised runs. It cannot see text that was lost before tokenisation; for that,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from sft_plugins.masking.tokenized import document_arrays
 def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) -> MaskReport:
     """Audit rows with `input_ids` and `labels`, `completion_mask` or `assistant_masks`. Nothing is raised for a bad row.
 
-    Packed rows (with `seq_lengths`) are taken apart: `rows_out` and what is counted by length are their documents.
+    Packed rows (with `seq_lengths`) are taken apart: `rows_out`, failures and what is counted by length are their documents,
+    and `first_documents` says which.
 
     Returns:
         A `MaskReport` whose `failures` count, by code, the rows that break an invariant of strict masking:
@@ -50,17 +52,17 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
         try:
             documents = document_arrays(example) if "input_ids" in example else _refuse(example)
         except MaskingError as error:
-            report.add_failure(error.code, row, error.message)
+            report.add_failure(error.code, row, error.message, document=0)
             continue
         packed |= len(documents) > 1
-        for ids, labels in documents:
+        for document, (ids, labels) in enumerate(documents):
             violation = find_violation(ids, labels, rules)
             if violation is not None:
-                report.add_failure(violation.code, row, violation.message)
+                report.add_failure(violation.code, row, violation.message, document=document)
                 if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
                     continue
             for code, message in _turn_faults(ids, labels, stops, header, text):
-                report.add_failure(code, row, message)
+                report.add_failure(code, row, message, document=document)
             report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
             if len(prompts) < PREFIX_ROWS:
                 supervised = labels != IGNORE_INDEX
@@ -75,6 +77,8 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     report.repeated_prefixes = repeated_prefixes(prompts)
     if packed:
         report.notes.append("rows are packed: each of their documents was checked by itself")
+    else:
+        report.failures = {code: replace(found, first_documents=[]) for code, found in report.failures.items()}
     if not header:
         report.notes.append("the tokenizer has no chat template that marks assistant turns: turns were not checked")
     return report

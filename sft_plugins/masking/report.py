@@ -97,10 +97,15 @@ class MaskReport:
         """Whether no row failed."""
         return not self.failures
 
-    def add_failure(self, code: str, row: int, message: str, *, too_long: bool = False) -> None:
+    def add_failure(
+        self, code: str, row: int, message: str, *, too_long: bool = False, document: int | None = None
+    ) -> None:
         seen = self.failures.get(code, Failures(0, [], message))
-        first = [*seen.first_rows, row] if len(seen.first_rows) < FIRST_ROWS else seen.first_rows
-        self.failures[code] = Failures(seen.count + 1, first, seen.example, too_long=seen.too_long + too_long)
+        rows, documents = list(seen.first_rows), list(seen.first_documents)
+        if len(rows) < FIRST_ROWS:
+            rows.append(row)
+            documents += [] if document is None else [document]
+        self.failures[code] = Failures(seen.count + 1, rows, seen.example, seen.too_long + too_long, documents)
 
     def add_rows(
         self, sources: np.ndarray, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray, names: dict[int, str]

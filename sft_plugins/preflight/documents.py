@@ -5,19 +5,13 @@ seq_lengths 2 3  |  position_ids 0 1 0 1 2      →  documents (0, 2) (2, 5)
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from sft_plugins.preflight.readers import Row
 
-if TYPE_CHECKING:
-    from sft_plugins.masking import MaskReport
-
 Kind = Literal["raw", "tokenised", "packed"]
-TOKEN_COLUMNS = ("input_ids", "labels", "completion_mask", "assistant_masks")
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
@@ -42,56 +36,9 @@ def document_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*starts, length]))
 
 
-def documents_of(row: Row) -> list[Row]:
-    """The documents of a tokenised row, each with the row's mask columns; a row that is not packed, as it came.
-
-    Of a packed row whose `seq_lengths` do not add up to it nobody knows the documents: it comes whole, with no labels, so
-    that it is counted as `length_mismatch`.
-    """
-    ids, lengths = row.get("input_ids"), row.get("seq_lengths")
-    if ids is None:
-        return [row]  # `check_masks` says what is wrong with it
-    if lengths is not None and (sum(lengths) != len(ids) or min(lengths, default=0) < 1):
-        return [{"input_ids": ids, "labels": []}]
+def with_lengths(row: Row) -> Row:
+    """`row`; one that is packed with position ids gets the `seq_lengths` that say the same, for `check_masks` to read."""
+    if row.get("input_ids") is None or row.get("seq_lengths") is not None:
+        return row
     spans = document_spans(row)
-    if len(spans) == 1:
-        return [row]
-    names = [name for name in TOKEN_COLUMNS if row.get(name) is not None]
-    return [{name: row[name][start:end] for name in names} for start, end in spans]
-
-
-def check_documents(rows: Iterable[Row], tokenizer: Any) -> MaskReport:
-    """`check_masks` on every document of tokenised rows, packed or not.
-
-    Where rows are packed, documents are what is counted, and failures name the row and the document in it.
-
-    Raises:
-        MaskingError: as `check_masks`.
-    """
-    from sft_plugins.masking import check_masks
-
-    firsts: list[int] = []  # of each row, the number of its first document: rows of 3, 1, 2 documents → 0 3 4
-
-    def numbered() -> Iterator[Row]:
-        number = 0
-        for row in rows:
-            firsts.append(number)
-            for document in documents_of(row):
-                yield document
-                number += 1
-
-    def place(number: int) -> tuple[int, int]:
-        row = bisect_right(firsts, number) - 1
-        return row, number - firsts[row]
-
-    report = check_masks(numbered(), tokenizer)
-    if report.rows_in == len(firsts):
-        return report
-    for code, found in report.failures.items():
-        places = [place(number) for number in found.first_rows]
-        report.failures[code] = dataclasses.replace(
-            found, first_rows=[row for row, _ in places], first_documents=[document for _, document in places]
-        )
-    report.longest = [(place(number)[0], tokens) for number, tokens in report.longest]
-    report.notes.append("rows are packed: what is counted are their documents, each checked by itself")
-    return report
+    return row if len(spans) == 1 else row | {"seq_lengths": [end - start for start, end in spans]}

@@ -1,7 +1,7 @@
 """One source of rows, held to the invariants of exact masking as the run would mask it.
 
     rows ── PromptMasker(errors="drop") ──► masked rows, MaskReport ── faults by code ──► Findings
-    rows already tokenised ── check_documents ──►  "                         "
+    rows already tokenised ── check_masks ──►      "                         "
 
 What a code means depends on who masks: where we do, a history that a template rewrites is split, and noted; where the host
 does, it is trained wrongly, and an error.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_plugins.masking import MaskReport, PromptMasker
+from sft_plugins.masking import MaskReport, PromptMasker, check_masks
 from sft_plugins.preflight.data import Source, check_form, mask_rows, open_data
-from sft_plugins.preflight.documents import check_documents
+from sft_plugins.preflight.documents import with_lengths
 from sft_plugins.preflight.findings import Finding, Level
 from sft_plugins.preflight.plan import DataEntry, Plan
 from sft_plugins.preflight.words import FAILURES, REMEDIES
@@ -64,7 +64,7 @@ def check_entry(
     if source.kind == "raw" and entry.text_field and entry.text_field in next(source.rows()):
         return _result(entry, source, None, None, [*judge.plain_text(source, entry.text_field, tokenizer)])
     if source.kind != "raw":
-        report = check_documents(source.rows(), tokenizer)
+        report = check_masks(map(with_lengths, source.rows()), tokenizer)
         return _result(entry, source, report, None, [*judge.host(source, tokenizer), *judge.faults(report)])
     check_form(source)
     masker = PromptMasker(tokenizer, **_options(entry, plan))

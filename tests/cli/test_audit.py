@@ -168,7 +168,7 @@ def test_packed_rows_are_checked_document_by_document(model: Path, tmp_path: Pat
     packed, _ = pack_dataset(dataset, 160)
     packed.save_to_disk(str(tmp_path / "good"))
     code, said = audited(tmp_path / "good", "--model", model)
-    assert (code, said["report"]["rows_in"]) == (0, 6)
+    assert (code, said["report"]["rows_in"], said["report"]["rows_out"]) == (0, len(packed), 6)
     assert said["report"]["notes"][-1].startswith("rows are packed")
 
     def first_label(row: dict[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_plugins.masking import PromptMasker, mask_dataset
+from sft_plugins.masking import PromptMasker, check_masks, mask_dataset
 from sft_plugins.preflight import models, readers
 from sft_plugins.preflight.data import check_form, mask_rows, open_data
-from sft_plugins.preflight.documents import check_documents, document_spans, documents_of, kind_of
+from sft_plugins.preflight.documents import document_spans, kind_of, with_lengths
 from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.models import load_config, load_model, load_tokenizer
 from testkit.commands import chat_tokenizer, conversations, model_folder, write_jsonl
@@ -123,38 +123,29 @@ def test_packed_rows_are_told_by_their_lengths_or_by_positions_that_restart() ->
     assert document_spans(ids) == [(0, 5)]
 
 
-def test_documents_of_a_packed_row_are_cut_out_with_their_masks() -> None:
-    rows = [
-        {"input_ids": [5, 6, 7, 8, 9], "completion_mask": [0, 1, 0, 1, 1], "seq_lengths": [2, 3]},
-        {"input_ids": [5, 6], "completion_mask": [0, 1], "seq_lengths": [1]},
-        {"input_ids": [5, 6], "completion_mask": [0, 1], "seq_lengths": [2, 0]},
-    ]
-    assert [document for row in rows for document in documents_of(row)] == [
-        {"input_ids": [5, 6], "completion_mask": [0, 1]},
-        {"input_ids": [7, 8, 9], "completion_mask": [0, 1, 1]},
-        {"input_ids": [5, 6], "labels": []},
-        {"input_ids": [5, 6], "labels": []},
-    ]
-
-
-def test_the_faults_of_packed_rows_are_named_by_row_and_document() -> None:
-    """Against `check_masks` on the documents one by one: of rows of 2, 1, 3 documents and one without ids."""
+def test_rows_packed_by_positions_are_audited_by_document_like_those_with_lengths() -> None:
+    """Of rows of 2, 1, 3 documents and one without ids; some documents carry no loss."""
     tokenizer = chat_tokenizer()
     (good,) = PromptMasker(tokenizer).encode(conversations(1)[0])
     ids, labels = good.input_ids, good.labels
     bad = {(0, 1), (2, 0), (2, 2)}
-    rows: list[dict[str, Any]] = []
+    by_length: list[dict[str, Any]] = []
+    by_position: list[dict[str, Any]] = []
     for row, count in enumerate((2, 1, 3)):
         marks = [[-100] * len(ids) if (row, i) in bad else labels for i in range(count)]
-        rows.append({"input_ids": ids * count, "labels": [*chain(*marks)], "seq_lengths": [len(ids)] * count})
-    rows.append({"labels": [1]})
-    report = check_documents(rows, tokenizer)
-    found = report.failures["no_supervised_tokens"]
-    assert set(zip(found.first_rows, found.first_documents, strict=True)) == bad
-    assert found.places == "#0 document 2, #2 document 1, #2 document 3"
-    assert (found.count, report.rows_in) == (3, 7)
-    assert report.failures["bad_schema"].first_rows == [3]
-    assert check_documents([{"input_ids": ids, "labels": labels}], tokenizer).notes == []
+        packed = {"input_ids": ids * count, "labels": [*chain(*marks)]}
+        by_length.append(packed | {"seq_lengths": [len(ids)] * count})
+        by_position.append(packed | {"position_ids": [*range(len(ids))] * count})
+    assert [with_lengths(row).get("seq_lengths") for row in by_position] == [[len(ids)] * 2, None, [len(ids)] * 3]
+    for rows in (by_length, by_position):
+        report = check_masks(map(with_lengths, [*rows, {"labels": [1]}]), tokenizer)
+        found = report.failures["no_supervised_tokens"]
+        assert set(zip(found.first_rows, found.first_documents, strict=True)) == bad
+        assert found.places == "#0 document 2, #2 document 1, #2 document 3"
+        assert (found.count, report.rows_in, report.rows_out) == (3, 4, 6)
+        assert report.failures["bad_schema"].first_rows == [3]
+    alone = check_masks([{"input_ids": ids, "labels": [-100] * len(ids)}], tokenizer)
+    assert (alone.notes, alone.failures["no_supervised_tokens"].first_documents) == ([], [])
 
 
 def test_columns_that_fit_no_row_form_are_refused_but_one_bad_row_among_good_ones_is_not(tmp_path: Path) -> None:
