@@ -35,9 +35,8 @@ class StrictPromptMaskingCollator:
     Returns from a call: `input_ids`, `labels`, `attention_mask`, each int64 `[B, T]`, and nothing else.
 
     Raises:
-        MaskingError: from a call, with the position of the bad row in the batch as `row`.
-
-    >>> batch = StrictPromptMaskingCollator(tokenizer)([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}])  # doctest: +SKIP
+        MaskingError: `bad_option` and `bad_schema` here; from a call any code of `PromptMasker.encode`, with the position
+            of the bad row in the batch as `row`, and `no_supervised_tokens` where the masker has dropped every row of it.
     """
 
     def __init__(

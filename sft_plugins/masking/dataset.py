@@ -65,7 +65,8 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
         Of an `IterableDataset` the report fills as rows are drawn in this process.
 
     Raises:
-        MaskingError: for the first row that fails under `errors="raise"`, with its number; `empty_dataset`, `bad_schema`.
+        MaskingError: for the first row that fails under `errors="raise"`, with its number; `empty_dataset`, `bad_schema`,
+            `bad_option`.
     """
     if isinstance(dataset, (DatasetDict, dict)):
         names = ", ".join(map(repr, dataset))

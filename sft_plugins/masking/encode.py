@@ -136,9 +136,9 @@ class PromptMasker:
         Raises:
             MaskingError: where the row cannot be masked exactly: `bad_schema`, `template_error`, `render_mismatch`,
                 `history_rewrite`, `no_prompt`, `empty_response`, `content_lost`, `boundary`, `missing_stop`,
-                `special_token_in_content`, `double_bos`, `overflow`, and for rows already tokenised also
-                `length_mismatch`, `id_out_of_range`, `label_mismatch`, `first_label`, `no_supervised_tokens`,
-                `unsupervised_turn`.
+                `special_token_in_content`, `double_bos`, `no_supervised_tokens`, `overflow`, and for rows already
+                tokenised also `length_mismatch`, `id_out_of_range`, `label_mismatch`, `first_label`,
+                `unsupervised_turn`, `packed_row`.
         """
         (outcome,) = self.encode_batch([example])
         for error in outcome.errors:

@@ -66,17 +66,26 @@ def label_arrays(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     labels = _column(row, "labels", len(ids)) if row.get("labels") is not None else ids
     for name in masks:
         mask = _column(row, name, len(ids))
-        if ((mask != 0) & (mask != 1)).any():
-            raise MaskingError(f"`{name}` must hold 0 and 1 only.", code="bad_schema", remedy="Check how it was made.")
+        odd = np.flatnonzero((mask != 0) & (mask != 1))
+        if odd.size:
+            raise MaskingError(
+                f"`{name}` must hold 0 and 1 only; at position {int(odd[0])} it holds {int(mask[odd[0]])}.",
+                code="bad_schema",
+                remedy="Give 1 where a token carries loss and 0 elsewhere; labels go into a column `labels`.",
+            )
         labels = np.where(mask == 1, labels, IGNORE_INDEX)
     if row.get("attention_mask") is not None:
         # Rows that were padded when they were tokenised: padding is where the mask says so, not where an id says so.
         real = _column(row, "attention_mask", len(ids)) != 0
         if not real.all():
             edges = np.flatnonzero(np.diff(np.concatenate(([False], real, [False])).astype(np.int8)))
+            if not len(edges):
+                raise MaskingError(
+                    "`attention_mask` holds no 1.", code="bad_schema", remedy="Remove rows of mere padding."
+                )
             if len(edges) != 2:
                 raise MaskingError(
-                    "`attention_mask` has zeros between ones.",
+                    f"`attention_mask` has zeros between ones, the first at position {int(edges[1])}.",
                     code="bad_schema",
                     remedy="Give one document per row; packed rows belong to the packing collator.",
                 )

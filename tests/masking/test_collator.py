@@ -167,8 +167,13 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "nested ids": ({"input_ids": [[5, 6]], "labels": [[5, 6]]}, "bad_schema", "2 dimensions"),
     "ragged ids": ({"input_ids": [5, [6]], "labels": [IGNORE, 6]}, "bad_schema", "input_ids"),
     "fractions": ({"input_ids": [5.0, 6.0], "labels": [IGNORE, 6]}, "bad_schema", "float64"),
-    "mask of twos": ({"input_ids": [5, 6], "completion_mask": [0, 2]}, "bad_schema", "0 and 1"),
-    "hole in attention": ({**GOOD, "attention_mask": [1, 0, 1]}, "bad_schema", "zeros between ones"),
+    "mask of twos": ({"input_ids": [5, 6], "completion_mask": [0, 2]}, "bad_schema", "at position 1 it holds 2"),
+    "hole in attention": (
+        {**GOOD, "attention_mask": [1, 0, 1]},
+        "bad_schema",
+        "zeros between ones, the first at position 1",
+    ),
+    "mere padding": ({**GOOD, "attention_mask": [0, 0, 0]}, "bad_schema", "holds no 1"),
 }
 
 
