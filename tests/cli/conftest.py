@@ -1,11 +1,20 @@
-"""The terminal of the command line's tests."""
+"""What the command line's tests share: a model folder, and the terminal."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+
+from testkit.commands import model_folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer, which no command changes."""
+    return model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,7 @@ from datasets import Dataset
 
 from sft_plugins.masking import PromptMasker, check_masks, mask_dataset
 from sft_plugins.packing import pack_dataset
-from testkit.commands import chat_tokenizer, conversations, invoke, model_folder, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"))
+from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
 
 
 def audited(*arguments: object) -> tuple[int, dict[str, Any]]:

@@ -16,13 +16,8 @@ from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.masking.text import TextTokenizer
 from sft_plugins.packing import pack_dataset
 from testkit.browser import open_page
-from testkit.commands import chat_tokenizer, conversations, invoke, model_folder, write_jsonl
+from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
 from testkit.tokenizers import build_tokenizer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

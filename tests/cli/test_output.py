@@ -24,14 +24,9 @@ from sft_plugins.cli import _COMMANDS, app
 from sft_plugins.cli.histogram import histogram
 from sft_plugins.cli.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE, Output, plain
 from sft_plugins.errors import MaskingError
-from testkit.commands import conversations, invoke, model_folder, program, write_jsonl
+from testkit.commands import conversations, invoke, program, write_jsonl
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

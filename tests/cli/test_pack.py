@@ -20,12 +20,7 @@ from rich.console import Console
 from sft_plugins.cli.histogram import BINS, bar, bins, histogram
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.packing import pack_dataset
-from testkit.commands import chat_tokenizer, conversations, invoke, model_folder, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("model"))
+from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
 
 
 @pytest.fixture

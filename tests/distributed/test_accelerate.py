@@ -22,13 +22,12 @@ pytest.importorskip("trl", reason="the script trains with TRL")
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from testkit.tokenizers import build_tokenizer
+from testkit.commands import write_jsonl
+from testkit.tiny_training import exchanges, save_tiny_llama
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WORKER = Path(__file__).with_name("worker_script.py")
-ANSWERS = ["The answer is four.", "It is 21 degrees.", "Fine, thanks."]
 TYPES = {"accelerate_ddp.yaml": "MULTI_GPU", "accelerate_fsdp2.yaml": "FSDP", "accelerate_zero3.yaml": "DEEPSPEED"}
 Ranks = list[dict[str, Any]]
 Trained = tuple[Ranks, dict[str, torch.Tensor]]
@@ -39,35 +38,9 @@ Trained = tuple[Ranks, dict[str, torch.Tensor]]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A tiny model and rows, as options of the script."""
     folder = tmp_path_factory.mktemp("inputs")
-    tokenizer = build_tokenizer("bytelevel", eos="<|im_end|>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.4,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [
-        {"messages": [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": ANSWERS[i % 3]}]}
-        for i in range(40)
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return [
-        "--model",
-        str(folder / "model"),
-        "--data",
-        str(folder / "rows.jsonl"),
-        "--steps",
-        "3",
-        "--max-length",
-        "64",
-    ]
+    model = save_tiny_llama(folder / "model", initializer_range=0.4)
+    data = write_jsonl(folder / "rows.jsonl", exchanges(40))
+    return ["--model", str(model), "--data", str(data), "--steps", "3", "--max-length", "64"]
 
 
 def accelerate(
