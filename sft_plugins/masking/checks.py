@@ -19,7 +19,7 @@ import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.messages import Message, content_text, reasoning_text, tool_call_texts
+from sft_plugins.masking.messages import Message, content_text, reasoning_texts, tool_call_texts
 
 _THINK_TAG = re.compile(r"</?think>|</?seed:think>|\[/?THINK\]")
 
@@ -109,7 +109,7 @@ def required_texts(message: Message) -> list[list[str]]:
     """
     groups = [
         [part.strip() for part in _THINK_TAG.split(text) if part.strip()]
-        for text in (content_text(message.get("content")), reasoning_text(message))
+        for text in (content_text(message.get("content")), *reasoning_texts(message))
     ]
     for call in message.get("tool_calls") or ():
         groups.append([text.strip() for text in tool_call_texts(call) if text.strip()])

@@ -10,7 +10,7 @@ A column or speaker nobody knows is an error, never a row that trains nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -33,6 +33,8 @@ _SHAREGPT_ROLES = {
     "chatgpt": "assistant", "model": "assistant", "tool": "tool", "observation": "tool",
     "function_response": "tool", "function_call": "assistant",
 }  # fmt: skip
+
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 ACCEPTED_COLUMNS = (
     "`prompt`+`response` or `prompt`+`completion` (strings or message lists), `messages`, `conversations`, "
@@ -113,6 +115,11 @@ def _conversation(row: Mapping[str, Any], messages: list[Message], *, first_trai
         message = clean_message(raw, index)
         trainable.append(message["role"] == "assistant" and flag and index >= first_trainable)
         cleaned.append(message)
+    if media := [name for name in _MEDIA if not _is_empty(row.get(name))]:
+        raise schema_error(
+            f"the row has `{media[0]}`, and only text is supported.",
+            "Fine-tune vision and audio models with their own collator, or remove the column to train on the text alone.",
+        )
     conversation = Conversation(
         messages=cleaned,
         trainable=trainable,
@@ -122,6 +129,10 @@ def _conversation(row: Mapping[str, Any], messages: list[Message], *, first_trai
     for index, text in enumerate(conversation.texts):
         check_text(text, f"message {index} ({cleaned[index]['role']})")
     return conversation
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, Sized) and not len(value))
 
 
 def _messages(value: Any, column: str) -> list[Message]:

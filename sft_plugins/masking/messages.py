@@ -36,7 +36,12 @@ def clean_message(raw: Message, index: int) -> Message:
         if value is not None and key not in ("weight", "train")
     }
     content = message.get("content")
-    if content is None and not message.get("tool_calls") and not reasoning_text(message):
+    if message.get("function_call"):
+        raise schema_error(
+            f"message {index} ({role}) has a `function_call`, which chat templates no longer render.",
+            'Write it as "tool_calls": [{"type": "function", "function": {"name": …, "arguments": {…}}}].',
+        )
+    if content is None and not message.get("tool_calls") and not reasoning_texts(message):
         raise schema_error(f"message {index} ({role}) has no content.", "Give it a string, or remove the message.")
     if isinstance(content, (list, tuple)):
         _check_parts(content, index, role)
@@ -71,7 +76,7 @@ def train_flag(message: Message, index: int) -> bool:
 def message_texts(message: Message) -> list[str]:
     """Every free text of a message that a template may render: content, reasoning, tool-call names and arguments."""
     texts = [content_text(message.get("content"))]
-    texts += [message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)]
+    texts += reasoning_texts(message)
     for call in message.get("tool_calls") or ():
         texts += tool_call_texts(call)
     return [text for text in texts if text]
@@ -92,8 +97,9 @@ def content_text(content: Any) -> str:
     return ""
 
 
-def reasoning_text(message: Message) -> str:
-    return next((message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)), "")
+def reasoning_texts(message: Message) -> list[str]:
+    """What stands under the names that reasoning has. Columnar storage may give a message all of them, most empty."""
+    return [message[key] for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]]
 
 
 def tool_call_texts(call: Mapping[str, Any]) -> list[str]:

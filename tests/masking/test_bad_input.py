@@ -70,6 +70,12 @@ ROWS: dict[str, tuple[Any, set[str], str]] = {
         {"bad_schema"},
         "history",
     ),
+    "legacy function call": (
+        {"messages": [user("a"), assistant("b", function_call={"name": "f", "arguments": "{}"})]},
+        {"bad_schema"},
+        "function_call",
+    ),
+    "images beside the text": ({"images": ["cat.png"], **GOOD}, {"bad_schema"}, "images"),
     "packed row": (
         {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]},
         {"packed_row"},
@@ -240,6 +246,19 @@ def test_an_empty_prompt_is_a_bos_or_refused(kind: str) -> None:
     assert made.labels == [IGNORE, *made.input_ids[1:]]
     assert tokenizer.decode(made.input_ids[1:-1]).lstrip(" ") == "Hi there."
     assert made.input_ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    "given", [{"reasoning_content": "", "thinking": "Why."}, {"reasoning": "How.", "thinking": "Why."}]
+)
+def test_reasoning_under_a_name_that_the_template_does_not_know_is_not_lost(given: dict[str, str]) -> None:
+    """Merged data sets give every message all the names of reasoning; those in use must be rendered."""
+    row = {"messages": [user("a"), assistant("b", **given)]}
+    assert refused(PromptMasker(tokenizer_for_template("qwen3")).encode, row).code == "content_lost"
+    (made,) = PromptMasker(tokenizer_for_template("qwen3")).encode(
+        {"messages": [user("a"), assistant("b", thinking="", reasoning_content="Why.")]}
+    )
+    assert "Why." in tokenizer_for_template("qwen3").decode(made.input_ids)
 
 
 def test_a_system_column_is_a_system_message() -> None:
