@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from sft_plugins.errors import MaskingError
@@ -16,21 +16,12 @@ from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator
 from testkit import mask_oracle
 from testkit.conversations import TemplateKnobs, conversations, templates, texts
 from testkit.mask_oracle import IGNORE
+from testkit.properties import quiet
 from testkit.tokenizers import build_tokenizer
 
 EXACT_KINDS = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "byt5", "sp-bpe-slow")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "<|endoftext|>")
 seen: collections.Counter[str] = collections.Counter()
-
-# Derandomised: the same examples on every machine; no luck in a gate.
-# `explain` is left out: it re-runs a failing example hundreds of times.
-quiet = functools.partial(
-    settings,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sft_plugins.errors import MaskingError
@@ -18,6 +18,7 @@ from sft_plugins.masking.text import TextTokenizer
 from sft_plugins.masking.watched import WatchedTemplate
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, CONVERSATIONS, TemplateKnobs, conversations, templates
+from testkit.properties import quiet
 from testkit.tokenizers import CHATML, build_tokenizer, template_names, tokenizer_for_template
 
 MANY = [
@@ -106,14 +107,6 @@ def test_most_real_templates_take_the_shortcut(monkeypatch: pytest.MonkeyPatch) 
 # ---------------------------------------------------------------------------------------------------------------------
 # Random templates
 # ---------------------------------------------------------------------------------------------------------------------
-
-quiet = functools.partial(
-    settings,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
 
 
 @quiet(max_examples=120)

@@ -6,7 +6,7 @@ import functools
 import random
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
@@ -14,6 +14,7 @@ from sft_plugins.masking import PromptMasker
 from sft_plugins.masking.text import TextTokenizer
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, TemplateKnobs, texts
+from testkit.properties import quiet
 from testkit.tokenizers import build_tokenizer
 
 FAST = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "unigram", "t5", "wordpiece")
@@ -55,14 +56,6 @@ PIECES = [
     "42",
     "<|im_end|>",
 ]
-
-quiet = functools.partial(
-    settings,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
 
 
 @functools.cache
