@@ -8,14 +8,12 @@ Documents have one mean length, whatever the row, so packed cost must grow like 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Measured, script
+from harness import Measured, median_seconds, script
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,16 +57,6 @@ def padded_batch(documents: list[torch.Tensor]) -> dict[str, Any]:
     return {"input_ids": pad_sequence(rows, batch_first=True), "attention_mask": mask}
 
 
-def seconds(step: Callable[[], Any], repeats: int) -> float:
-    step()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--mean", type=int, default=256, help="median document length")
@@ -98,11 +86,13 @@ def measure(options: argparse.Namespace) -> Measured:
             "tokens": tokens,
             "documents": len(documents),
             "squares_share": float((lengths**2).sum()) / tokens**2,
-            "packed_s": seconds(step(model, packed_batch(documents, Boundaries(lengths))), options.repeats),
-            "padded_s": seconds(step(plain, {**padded_batch(documents), "use_cache": False}), options.repeats),
+            "packed_s": median_seconds(step(model, packed_batch(documents, Boundaries(lengths))), options.repeats),
+            "padded_s": median_seconds(step(plain, {**padded_batch(documents), "use_cache": False}), options.repeats),
         }
         if tokens <= options.dense_up_to:
-            record["dense_s"] = seconds(step(plain, {**dense_batch(documents), "use_cache": False}), options.repeats)
+            record["dense_s"] = median_seconds(
+                step(plain, {**dense_batch(documents), "use_cache": False}), options.repeats
+            )
         else:
             measured.skipped[f"a dense mask of {tokens:,} tokens"] = "--dense-up-to"
         measured.records.append(record)

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu")
     parser.add_argument("--layers", type=int, default=None if gpu else 2)
-    parser.add_argument("--steps", type=int, default=300 if gpu else 360)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8 if gpu else 1)
     parser.add_argument("--prompts", type=int, default=16 if gpu else 2)
     parser.add_argument("--samples", type=int, default=8 if gpu else 2)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from bench_packing import CAPACITY, documents
 from datasets import Dataset, disable_caching, disable_progress_bars
-from harness import Measured, script
+from harness import Measured, median_seconds, script
 from material import load_tokenizer
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 
@@ -73,15 +73,6 @@ def multipacked(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     ]
 
 
-def milliseconds(collate: Collate, rows: Any, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        collate(rows)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
-
-
 def one_batch(count: int, options: argparse.Namespace, measured: Measured) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(options.length // 2, options.length * 3 // 2, count)
@@ -98,7 +89,7 @@ def one_batch(count: int, options: argparse.Namespace, measured: Measured) -> No
     record: dict[str, Any] = {"what": "batch", "documents": count, "tokens": int(lengths.sum())}
     for name, (make, given) in ways.items():
         try:
-            record[f"{name}_ms"] = milliseconds(make(), given, options.repeats)
+            record[f"{name}_ms"] = 1e3 * median_seconds(functools.partial(make(), given), options.repeats)
         except ImportError as error:
             measured.skipped[name] = f"not installed: {error}"
     measured.records.append(record)

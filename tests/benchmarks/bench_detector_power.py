@@ -21,7 +21,7 @@ on SmolLM2-135M-Instruct with all-MiniLM-L6-v2, temperature 1, 40 tokens: 5 to 1
 gives one answer 40–65 % of the time already before training varies by 30 %, then 48 %: there the power at a fall of 30 %
 with 16 × 8 was only 17 of 40 runs at the second probe: such prompts belong among the `closed` ones.
 
-Found with 200 runs each (16 prompts × 8 samples):
+Found with 200 runs each (`--runs 200`, minutes; by default 40; 16 prompts × 8 samples):
 
 | truly retained | at the second probe: info+ | warn+ | critical | ever in eight probes: info+ | warn+ | critical |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -89,7 +89,7 @@ def rates(retained: float, *, runs: int, prompts: int, k: int, probes: int = 8) 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=40)
 
 
 def measure(options: argparse.Namespace) -> Measured:

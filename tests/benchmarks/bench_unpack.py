@@ -8,14 +8,12 @@ CPU, one thread. Documents are lognormal, as in the planner's benchmark, cut to 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Measured, script
+from harness import Measured, median_seconds, script
 
 from sft_plugins.packing.unpack import _buckets, install_unpack
 from testkit.isolation_oracle import make_documents, packed_batch
@@ -68,12 +66,7 @@ def _lengths(tokens: int) -> list[int]:
 
 
 def _seconds(run: Callable[[], torch.Tensor]) -> float:
-    times = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        run().sum().backward()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return median_seconds(lambda: run().sum().backward(), REPEATS)
 
 
 if __name__ == "__main__":

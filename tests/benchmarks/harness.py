@@ -22,6 +22,7 @@ import os
 import platform
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,26 @@ def script(
 def clock_of(device: str) -> Callable[[], float]:
     """Wall seconds on a GPU. On a CPU the process's own, of all its threads: what else the machine does does not count."""
     return time.perf_counter if device == "cuda" else time.process_time
+
+
+def waiting(device: str) -> Callable[[], Any]:
+    """What waits until the device has done what it was given."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def median_seconds(run: Callable[[], Any], repeats: int, *, device: str | None = None) -> float:
+    """Median over `repeats` after one run that warms up, and compiles; by `clock_of(device)`, without a device wall seconds."""
+    clock = time.perf_counter if device is None else clock_of(device)
+    wait, times = waiting(device or "cpu"), []
+    for _ in range(repeats + 1):
+        wait()
+        start = clock()
+        run()
+        wait()
+        times.append(clock() - start)
+    return statistics.median(times[1:])
 
 
 def plain_table(records: list[dict[str, Any]]) -> str:
