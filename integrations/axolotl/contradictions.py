@@ -47,7 +47,12 @@ def contradictions(settings: Settings, data: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: for a file named by `deepspeed` that cannot be read.
     """
-    return [*_general(settings, data), *_masking(settings, data), *_packing(settings, data)]
+    return [
+        *_general(settings, data),
+        *_masking(settings, data),
+        *_packing(settings, data),
+        *_collapse(settings, data),
+    ]
 
 
 def _general(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
@@ -121,14 +126,43 @@ def _packing(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
     nested = field(data.get("context_parallel") or {}, "size")  # Axolotl 0.21's own plug-in
     if (nested or 1) > 1:
         yield f"`context_parallel.size: {nested}` splits rows: documents cannot be isolated. Remedy: remove it, or set {off}."
-    for name in ("fsdp", "fsdp_config"):
-        if data.get(name):
-            yield f"`{name}` shards the model before isolation can be proved on it. Remedy: use DDP, or set {off}."
-            break
+    yield from _fsdp(data, off)
     if _zero_stage(data.get("deepspeed")) == 3:
         yield f"`deepspeed` stage 3 shards the model before isolation can be proved on it. Remedy: use stage 2, or set {off}."
     if data.get("batch_flattening"):
         yield f"`batch_flattening` flattens rows a second time. Remedy: remove it, or set {off}."
+
+
+def _fsdp(data: Mapping[str, Any], off: str) -> Iterator[str]:
+    """FSDP2 shards a model that was loaded whole and isolated; everything else has no whole model to prove isolation on."""
+    name = _fsdp_key(data)
+    if name is None:
+        return
+    options = data.get("fsdp_config") or {}
+    version = data.get("fsdp_version") or field(options, "fsdp_version") or field(options, "version")
+    if str(version) != "2":
+        yield (
+            f"`{name}` without `fsdp_version: 2` wraps the model so that documents cannot be isolated. "
+            f"Remedy: set `fsdp_version: 2`, use DDP, or set {off}."
+        )
+    for loading in ("cpu_ram_efficient_loading", "fsdp_cpu_ram_efficient_loading"):
+        if field(options, loading):
+            yield (
+                f"`fsdp_config.{loading}: true` loads weights on one rank only, and the others have none to prove isolation "
+                f"on. Remedy: remove it, or set {off}."
+            )
+
+
+def _fsdp_key(data: Mapping[str, Any]) -> str | None:
+    return next((name for name in ("fsdp", "fsdp_config") if data.get(name)), None)
+
+
+def _collapse(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
+    if settings.collapse is not None and (name := _fsdp_key(data)) is not None:
+        yield (
+            f"`{name}` shards the weights, and {KEY}.collapse looks at whole ones. "
+            f"Remedy: set `{KEY}.collapse: false`, or use DDP."
+        )
 
 
 def _own_packing(data: Mapping[str, Any], off: str) -> Iterator[str]:

@@ -46,6 +46,16 @@ PLAN: dict[str, dict[str, Any]] = {
     "dealt": {"sft_plugins": {**QUIET, "packing": {"deal": True}}},
     "multipack": {"sft_plugins": QUIET, "sample_packing": True, "pad_to_sequence_len": False},
 }
+FSDP2: dict[str, Any] = {
+    "fsdp_version": 2,
+    "fsdp_config": {
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+        "state_dict_type": "FULL_STATE_DICT",
+        "reshard_after_forward": True,
+    },
+}
+SHARDED = {"fsdp2": PLAN["ours"] | FSDP2, "fsdp2, multipack": PLAN["multipack"] | FSDP2}
 Run = dict[str, Any]
 
 
@@ -62,27 +72,31 @@ def tokenizer() -> Any:
     return build_tokenizer("qwen", chat_template=CHATML)
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, plan: dict[str, dict[str, Any]]) -> Path:
     """A tiny model, rows, and one YAML per run; the path of the plan."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny_llama(folder / "model", tokenizer(), initializer_range=0.4)
     rows = [conversation(i) for i in range(COUNT)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    plan = []
-    for name, changes in PLAN.items():
+    paths = []
+    for name, changes in plan.items():
         own = {"output_dir": f"out/{name}", "dataset_prepared_path": f"prepared/{name}"}
         settings = {**BASE, **own, **changes}
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(settings))
-        plan.append([name, str(path)])
-    (folder / "plan.json").write_text(json.dumps(plan))
+        paths.append([name, str(path)])
+    (folder / "plan.json").write_text(json.dumps(paths))
     return folder / "plan.json"
 
 
 @pytest.fixture(scope="module")
 def ranks(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Run]]:
-    folder = tmp_path_factory.mktemp("axolotl")
-    return launch("worker_axolotl.py", 2, folder, str(prepare(folder)))
+    """Each rank's runs; those with FSDP2 in processes of their own, for what it sets in the environment."""
+    folder, sharded = tmp_path_factory.mktemp("axolotl"), tmp_path_factory.mktemp("sharded")
+    whole = launch("worker_axolotl.py", 2, folder, str(prepare(folder, PLAN)))
+    parts = launch("worker_axolotl.py", 2, sharded, str(prepare(sharded, SHARDED)), "--shard")
+    assert (sharded / "out" / "fsdp2" / "adapter_model.safetensors").is_file()
+    return [a | b for a, b in zip(whole, parts, strict=True)]
 
 
 def succeeded(ranks: list[dict[str, Run]], name: str) -> list[Run]:
@@ -101,12 +115,15 @@ def counts(runs: list[Run]) -> Counter[tuple[int, ...]]:
     return Counter(tuple(ids) for run in runs for ids in chain.from_iterable(run["seen"]))
 
 
-@pytest.mark.parametrize("name", ["ours", "dealt"])
+@pytest.mark.parametrize("name", ["ours", "dealt", "fsdp2"])
 def test_every_document_is_trained_once_per_epoch(ranks: list[dict[str, Run]], name: str) -> None:
     """P14: packed by us, in as many rows as the ranks take together."""
     runs = succeeded(ranks, name)
     assert [run["world"] for run in runs] == [2, 2]
-    assert {run["parallel"] for run in runs} == {"DistributedDataParallel"}
+    sharded = name in SHARDED
+    assert {run["parallel"] for run in runs} == {"FSDPPeftModelForCausalLM" if sharded else "DistributedDataParallel"}
+    assert all(run["sharded"] == (run["parameters"] if sharded else 0) for run in runs)
+    assert runs[0]["parameters"] > 20
     assert len(documents()) == COUNT
     assert counts(runs) == dict.fromkeys(documents(), EPOCHS)
     assert len(runs[0]["rows"]) == 12
@@ -145,7 +162,7 @@ def test_multipack_repeats_nothing_and_leaves_out_what_fills_no_batch_of_all_ran
     assert len(count) >= COUNT - 5, "fewer than a batch of both ranks is left out"
 
 
-@pytest.mark.parametrize("name", PLAN)
+@pytest.mark.parametrize("name", [*PLAN, *SHARDED])
 def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
     ranks: list[dict[str, Run]], name: str
 ) -> None:
@@ -154,13 +171,13 @@ def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
     assert losses == pytest.approx(runs[0]["expected losses"], rel=1e-5)
     assert runs[0]["logged"] == pytest.approx(losses, rel=1e-5)
     assert runs[1]["weights"] == runs[0]["weights"]
-    # Those of rank 0, from which DDP takes the weights that training begins with.
-    for weight, values in runs[0]["expected weights"].items():
-        assert runs[0]["weights"][weight] == pytest.approx(values, abs=1e-5), weight
+    for run in runs:
+        for weight, values in run["expected weights"].items():
+            assert run["weights"][weight] == pytest.approx(values, abs=1e-5), weight
     assert max(losses) - min(losses) > 1e-2, "losses that do not change would prove nothing"
 
 
-@pytest.mark.parametrize("name", PLAN)
+@pytest.mark.parametrize("name", [*PLAN, *SHARDED])
 def test_no_rank_waits_for_another_at_the_end(ranks: list[dict[str, Run]], name: str) -> None:
     """P14: equally many steps and batches."""
     a, b = succeeded(ranks, name)

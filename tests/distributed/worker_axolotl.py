@@ -1,6 +1,6 @@
 """One rank of several `axolotl train` runs; writes down what each trained on, what came of it, and what should have.
 
-    torchrun --standalone --nproc-per-node=2 worker_axolotl.py FOLDER plan.json
+    torchrun --standalone --nproc-per-node=2 worker_axolotl.py FOLDER plan.json [--shard]
 
 `plan.json` is a list of `[name, path of a YAML]`. This is what `axolotl train --launcher torchrun` starts, one run after the
 other in one process group.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed
 import torch.nn.functional as F
+from worker_script import is_sharded, shard_on_the_cpu
 
 Document = tuple[list[int], list[int]]
 """Ids and labels."""
@@ -79,6 +80,25 @@ def load_on_the_cpu() -> None:
     ModelLoader._set_device_map_config = without_accelerator
 
 
+def mesh_on_the_cpu() -> None:
+    """Axolotl asks for a mesh of CUDA devices by name."""
+    from accelerate.parallelism_config import ParallelismConfig
+
+    own = ParallelismConfig.build_device_mesh
+    ParallelismConfig.build_device_mesh = lambda self, _: own(self, "cpu")
+
+
+def whole(parameter: Any) -> torch.Tensor:
+    return (parameter.full_tensor() if is_sharded(parameter) else parameter).detach()
+
+
+@torch.no_grad()
+def begin_alike(twin: Any, model: Any) -> None:
+    weights = dict(model.named_parameters())
+    for name, parameter in twin.named_parameters():
+        parameter.copy_(whole(weights[name]))
+
+
 def train(path: str, seen: dict[str, Any]) -> None:
     import axolotl.train
     from axolotl.cli.train import do_cli
@@ -92,6 +112,10 @@ def train(path: str, seen: dict[str, Any]) -> None:
         seen["losses"] = []
 
         def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if (
+                not batches
+            ):  # every rank drew an adapter of its own: what trains is rank 0's (DDP), or shards of each (FSDP2)
+                begin_alike(twin, trainer.model)
             batches.append(documents_in(inputs))
             loss = step(model, inputs, *args, **kwargs)
             seen["losses"].append(float(loss))
@@ -103,7 +127,7 @@ def train(path: str, seen: dict[str, Any]) -> None:
         torch.distributed.all_gather_object(everyones, batches)
         steps = [list(ranks) for ranks in zip(*everyones, strict=True)]
         seen["expected losses"], seen["expected weights"] = by_hand(twin, steps, cfg.learning_rate)
-        weights = {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        weights = {n: whole(p) for n, p in trainer.model.named_parameters() if p.requires_grad}
         seen["weights"] = {name: weight.flatten().tolist() for name, weight in weights.items()}
         seen["seen"] = [[ids for ids, _ in documents] for documents in batches]
         seen["world"] = trainer.args.world_size
@@ -111,6 +135,8 @@ def train(path: str, seen: dict[str, Any]) -> None:
             seen["rows"] = [in_row(row) for row in trainer.train_dataset]
         seen["steps"] = trainer.state.global_step
         seen["logged"] = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+        seen["sharded"] = sum(map(is_sharded, trainer.model.parameters()))
+        seen["parameters"] = len(list(trainer.model.parameters()))
         seen["parallel"] = type(trainer.model_wrapped).__name__
 
     axolotl.train.execute_training = observed
@@ -122,6 +148,9 @@ def train(path: str, seen: dict[str, Any]) -> None:
 
 def main() -> None:
     folder, plan = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    if "--shard" in sys.argv:
+        shard_on_the_cpu()
+        mesh_on_the_cpu()
     sys.argv = sys.argv[:1]  # Axolotl's commands parse what is left
     load_on_the_cpu()
     # Axolotl takes the process group down after a run; the next run needs it.

@@ -126,7 +126,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "sft_plugins.masking.train_on has no effect: no dataset is masked by the plug-in",
     ),
     "strategy without masking": (yaml({"masking": False}), "Remedy: leave masking on"),
-    "sharded by FSDP": (yaml(fsdp_config={"version": 2}), "`fsdp_config` shards the model"),
+    "sharded by FSDP 1": (
+        yaml(fsdp_config={"reshard_after_forward": True}),
+        "`fsdp_config` without `fsdp_version: 2` wraps the model.*Remedy: set `fsdp_version: 2`, use DDP",
+    ),
+    "watched and sharded": (
+        yaml({"packing": False}, fsdp_version=2, fsdp_config={"reshard_after_forward": True}),
+        "`fsdp_config` shards the weights.*Remedy: set `sft_plugins.collapse: false`, or use DDP",
+    ),
+    "weights on one rank": (
+        yaml(fsdp_version=2, fsdp_config={"cpu_ram_efficient_loading": True}),
+        "`fsdp_config.cpu_ram_efficient_loading: true` loads weights on one rank only",
+    ),
     "sharded by DeepSpeed": (yaml(deepspeed={"zero_optimization": {"stage": 3}}), "`deepspeed` stage 3 shards"),
     "flattened twice": (yaml(batch_flattening=True), "`batch_flattening` flattens rows a second time"),
     "boundaries removed": (yaml(remove_unused_columns=True), "would remove where documents end"),
@@ -169,6 +180,8 @@ GOOD = {
     "packing by them": ({}, {"sample_packing": True}),
     "packing by them, said": ({"packing": {"by": "axolotl"}}, {"sample_packing": True}),
     "their rows, audited": ({"masking": {"audit": "warn"}}, {"datasets": own_rows()}),
+    "sharded by FSDP 2": ({"collapse": False}, {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}),
+    "sharded by FSDP 2, said inside": ({"collapse": False}, {"fsdp_config": {"version": 2}}),
     "collapse alone": (
         {"masking": False, "packing": False},
         {"datasets": own_rows(), "train_on_inputs": True, "sequence_len": "absent"},
