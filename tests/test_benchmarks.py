@@ -128,6 +128,28 @@ def test_a_benchmark_that_fails_keeps_what_was_found_and_ends_with_an_error(
     assert benchmarks(folder)["b"]["records"] == [{"x": 4}]  # those after it still ran
 
 
+def test_parts_of_a_benchmark_are_added_up(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run split by `--rows`, as on a device lent for minutes: what is measured again is replaced, the rest stays."""
+    found = """
+import json, pathlib, sys
+rows = [int(x) for x in sys.argv[2:-3]]  # --rows 2 8 1.0 --json file
+records = [{"method": m, "rows": n, "seconds": float(sys.argv[-3])} for n in rows for m in ("a", "b")]
+pathlib.Path(sys.argv[-1]).write_text(json.dumps({"arguments": {"rows": rows}, "records": records, "skipped": {}}))
+"""
+    (tmp_path / "bench_x.py").write_text(found)
+
+    def seconds(*arguments: str) -> list[tuple[str, int, float]]:
+        kept = started(harness, monkeypatch, tmp_path / "results", "x", "--rows", *arguments)["x"]["records"]
+        return [(record["method"], record["rows"], record["seconds"]) for record in kept]
+
+    seconds("2", "8", "1.0")
+    one, two = [("a", 2, 1.0), ("b", 2, 1.0)], [("a", 8, 2.0), ("b", 8, 2.0)]
+    assert seconds("8", "2.0", "--add") == one + two
+    assert seconds("8", "2.0") == two
+
+
 def test_a_benchmark_that_hangs_is_ended_with_what_it_started(
     harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@
     ours                our packed rows and collator on the isolated model
 
     python tests/benchmarks/bench_step.py --device cuda          bf16, whole models; about ten minutes on an H100 (an estimate)
-    python tests/benchmarks/bench_step.py --device cuda --models 1B --rows 32768      a part of it
+    make bench ARGS="step --add --device cuda --models 1B --rows 32768"      a part of it, beside the parts run before
     python tests/benchmarks/bench_step.py --device cpu           fp32, two layers
 
 Weights are random; ids, masks and lengths are those of `chitchat-dataset` under ChatML. Every method trains on the same

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/harness.py                    every bench_*.py, with its defaults
     python tests/benchmarks/harness.py planning packing   these alone
-    python tests/benchmarks/harness.py step --rows 8192   one, with options of its own
+    python tests/benchmarks/harness.py step --rows 8192   one, with options of its own; with --add beside what its
+                                                          earlier runs of the day found, not in its place
     python tests/benchmarks/harness.py --render           only write the pages anew from the results
 
 A benchmark is a script `bench_<name>.py` that hands `script` its options and a function `measure(options) -> Measured`: records
@@ -215,6 +216,17 @@ def file_of(around: dict[str, Any], folder: Path) -> Path:
         number += 1
 
 
+def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Both runs' records; of two that differ in nothing but what was measured (words and arguments alike), the later."""
+
+    def described(record: dict[str, Any]) -> dict[str, Any]:
+        return {key: x for key, x in record.items() if isinstance(x, str) or key in found["arguments"]}
+
+    again = [described(record) for record in found["records"]]
+    kept = [record for record in earlier["records"] if described(record) not in again]
+    return found | {"records": kept + found["records"], "skipped": earlier["skipped"] | found["skipped"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -223,6 +235,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results, tests/benchmarks/results")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that one benchmark may take")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the other records of today's earlier run of a benchmark"
+    )
     parser.add_argument("--render", action="store_true", help="run nothing, write the pages anew")
     options, arguments = parser.parse_known_args()
     if arguments and len(options.names) != 1:
@@ -242,6 +257,8 @@ def main() -> None:
                 failed[name] = str(error)
                 continue
             earlier = json.loads(out.read_text())["benchmarks"] if out.exists() else {}
+            if options.add and name in earlier:
+                found = added(earlier[name], found)
             kept = {"environment": around, "benchmarks": earlier | {name: found}}
             out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
             print(f"{found['seconds']:.0f} s; written: {out}")

@@ -25,11 +25,17 @@ def all_results(folder: Path = RESULTS) -> list[Result]:
 
 
 def latest(
-    results: list[Result], name: str, *, gpu: bool = False, needs: str | None = None, lacks: str | None = None
+    results: list[Result],
+    name: str,
+    *,
+    gpu: bool = False,
+    needs: str | None = None,
+    lacks: str | None = None,
+    holding: dict[str, Any] | None = None,
 ) -> Result | None:
     """Newest result of benchmark `name` with records, on a GPU or not; of one day's without a time, the least loaded.
 
-    `needs`, `lacks`: only results whose environment has, or has not, this package.
+    `needs`, `lacks`: only results whose environment has, or has not, this package; `holding`: only those with such a record.
     """
     fitting = [
         {**found["benchmarks"][name], "environment": found["environment"], "file": found["file"]}
@@ -38,6 +44,7 @@ def latest(
         and bool(found["environment"]["machine"].get("gpu")) == gpu
         and (needs is None or needs in found["environment"]["versions"])
         and (lacks is None or lacks not in found["environment"]["versions"])
+        and any((holding or {}).items() <= r.items() for r in found["benchmarks"][name]["records"])
     ]
 
     def rank(result: Result) -> tuple[str, str, bool, float]:
