@@ -7,6 +7,8 @@ input_ids       5 6 7 2         attention_mask  1 1 1 1      labels  −100 −1
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,17 +22,23 @@ from sft_plugins.masking.encode import PromptMasker
 from sft_plugins.masking.text import require_tokenizer
 from sft_plugins.masking.tokenized import label_arrays, refuse_packed
 
+logger = logging.getLogger(__name__)
+
 
 class StrictPromptMaskingCollator:
     """Pads masked rows to the right and checks every batch.
 
     Args:
         tokenizer: gives the id written into padding (its pad token, else EOS, else 0) and the range of ids. Not changed.
-        masker: masks raw rows on the fly; without it rows must be tokenised.
+        masker: masks raw rows on the fly; without it rows must be tokenised. What its options let drop is warned of, the first
+            time for each code, and counted in `dropped`.
         pad_to_multiple_of: round the batch's width up to a multiple, for tensor cores.
 
     Takes rows with `input_ids` and `labels`, `completion_mask` or `assistant_masks`, as lists, NumPy arrays or tensors, and raw
     rows where there is a masker. A raw row that the masker splits becomes several rows of the batch.
+
+    Attributes:
+        dropped: raw rows, or parts of them, that the masker dropped in this process (workers count in theirs), by code.
 
     Returns from a call: `input_ids`, `labels`, `attention_mask`, each int64 `[B, T]`, and nothing else.
 
@@ -50,6 +58,7 @@ class StrictPromptMaskingCollator:
         self.tokenizer, self.masker, self.pad_to_multiple_of = tokenizer, masker, pad_to_multiple_of
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in ids if token is not None)
+        self.dropped: Counter[str] = Counter()
         self._rules = RowRules(vocabulary_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -95,7 +104,17 @@ class StrictPromptMaskingCollator:
                     remedy="Pass masker=PromptMasker(tokenizer) for raw rows, and remove_unused_columns=False to the "
                     "trainer so that their columns arrive.",
                 )
-            made = self.masker.encode(feature)
+            (outcome,) = self.masker.encode_batch([feature])
+            for error in outcome.errors:
+                self._drop(error, row)
         except MaskingError as error:
             raise error.at_row(row) from error
-        return [(np.asarray(example.input_ids), np.asarray(example.labels)) for example in made]
+        return [(np.asarray(example.input_ids), np.asarray(example.labels)) for example in outcome.rows]
+
+    def _drop(self, error: MaskingError, row: int) -> None:
+        assert self.masker is not None
+        if not self.masker.options.drops(error.code):
+            raise error
+        if not self.dropped[error.code]:
+            logger.warning("a row of this batch is dropped, and more like it without a word: %s", error.at_row(row))
+        self.dropped[error.code] += 1

@@ -205,6 +205,17 @@ def test_a_raw_row_that_cannot_be_masked_is_named() -> None:
     assert (caught.value.code, caught.value.row) == ("bad_schema", 1)
 
 
+def test_raw_rows_that_the_masker_drops_are_counted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    wizard = {"messages": [user("a"), {"role": "wizard", "content": "b"}]}
+    raw = {"messages": [user("a"), assistant("b")]}
+    collate = StrictPromptMaskingCollator(tokenizer_of(), masker=PromptMasker(tokenizer_of(), errors="drop"))
+    for batch in ([raw, wizard], [wizard, raw, {"messages": [user("a"), assistant("")]}], [raw, raw]):
+        assert len(collate(batch)["labels"]) == batch.count(raw)
+    assert collate.dropped == {"bad_schema": 2, "empty_response": 1}
+    assert [record.getMessage().count("wizard") for record in caplog.records] == [1, 0]
+    assert "(row 1)" in caplog.messages[0]
+
+
 def test_a_batch_of_which_everything_is_dropped_is_an_error_not_an_empty_batch() -> None:
     collate = StrictPromptMaskingCollator(tokenizer_of(), masker=PromptMasker(tokenizer_of(), errors="drop"))
     bad = {"messages": [user("Hi")]}
