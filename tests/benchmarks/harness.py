@@ -271,4 +271,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # an exception, so that `run` ends what it started
     main()
