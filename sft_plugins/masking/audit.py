@@ -6,6 +6,8 @@ supervised runs. It cannot see text that was lost before tokenisation; for that,
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,7 +36,8 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
         A `MaskReport` whose `failures` count, by code, the rows that break an invariant of strict masking:
         `length_mismatch`, `id_out_of_range`, `label_mismatch`, `no_supervised_tokens`, `first_label`, `double_bos`,
         `missing_stop` (a supervised run ends elsewhere than on a stop token), `prompt_supervised` (another turn's header
-        carries loss), `unsupervised_turn` (an answer of a row whose other answers are trained carries none), `bad_schema`.
+        carries loss), `unsupervised_turn` (an answer of a row whose other answers are trained carries none; of rows that train
+        one answer, only if no other row trains the answer to that very prompt, as those of a split history do), `bad_schema`.
 
     Raises:
         MaskingError: `empty_dataset`, or `bad_schema` where the tokenizer is none.
@@ -47,6 +50,10 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     names = {i: text.decode([i]) for i in stops}
     report, packed = MaskReport(), False
     prompts: list[np.ndarray] = []
+    # Documents by what stands before their supervised runs; and those with answers left out: row, document, message, what
+    # stands before their one run, and before each answer that carries no loss.
+    trained: dict[bytes, set[int]] = defaultdict(set)
+    untrained: list[tuple[int, int, str, bytes, list[bytes]]] = []
     for row, example in enumerate(dataset):
         report.rows_in += 1
         try:
@@ -61,13 +68,28 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
                 report.add_failure(violation.code, row, violation.message, document=document)
                 if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
                     continue
+            runs = supervised_runs(labels)
+            for start, _ in runs:
+                trained[_digest(ids[:start])].add(report.rows_out)
             for code, message in _turn_faults(ids, labels, stops, header, text):
                 report.add_failure(code, row, message, document=document)
+            missed = unsupervised_turns(ids, labels, header) if len(runs) else np.empty(0, np.int64)
+            if missed.size:
+                message = f"{missed.size} answers carry no loss, the first at token {int(missed[0])}."
+                before = [_digest(ids[:at]) for at in missed] if len(runs) == 1 else []
+                untrained.append((row, document, message, _digest(ids[: runs[0, 0]]), before))
             report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
             if len(prompts) < PREFIX_ROWS:
                 supervised = labels != IGNORE_INDEX
                 width = int(np.argmax(supervised)) if supervised.any() else len(ids)
                 prompts.append(ids[: min(width, PREFIX_TOKENS)].copy())  # a view would keep all of `ids` in memory
+    elsewhere = 0
+    for row, document, message, own, before in untrained:
+        # A document that trains both shows that the answers could share one: then this row has forgotten some.
+        if before and all(trained.get(one) and not trained[one] & trained[own] for one in before):
+            elsewhere += 1
+        else:
+            report.add_failure("unsupervised_turn", row, message, document=document)
     if not report.rows_in:
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
     report.role_tokens = {
@@ -75,6 +97,10 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
         "untrained": report.tokens - report.supervised_tokens,
     }
     report.repeated_prefixes = repeated_prefixes(prompts)
+    if elsewhere:
+        report.notes.append(
+            f"{elsewhere:,} rows train their last answer alone; other rows train the ones before (a split history)"
+        )
     if packed:
         report.notes.append("rows are packed: each of their documents was checked by itself")
     else:
@@ -87,7 +113,7 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
 def _turn_faults(
     ids: np.ndarray, labels: np.ndarray, stops: frozenset[int], header: list[int], text: TextTokenizer
 ) -> list[tuple[str, str]]:
-    """`(code, message)` of each fault that concerns turns; empty for rows without a supervised token."""
+    """`(code, message)` of each fault of the supervised runs; empty for rows without a supervised token."""
     faults = []
     runs = supervised_runs(labels)
     if not len(runs):
@@ -103,12 +129,11 @@ def _turn_faults(
             faults.append(
                 ("prompt_supervised", f"the header token {text.decode([opening])!r} at {int(inside[0])} carries loss.")
             )
-        missed = unsupervised_turns(ids, labels, header)
-        if missed.size:
-            faults.append(
-                ("unsupervised_turn", f"{missed.size} answers carry no loss, the first at token {int(missed[0])}.")
-            )
     return faults
+
+
+def _digest(ids: np.ndarray) -> bytes:
+    return hashlib.blake2b(ids.tobytes(), digest_size=8).digest()
 
 
 def _refuse(example: Mapping[str, Any]) -> Any:

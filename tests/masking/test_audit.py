@@ -187,6 +187,24 @@ def test_masks_count_as_labels_do() -> None:
         assert report.supervised_tokens == sum(mask)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_the_rows_of_a_split_history_are_no_fault_together_and_one_alone(order: list[int]) -> None:
+    """Qwen 3 strips earlier reasoning, so each answer has a row of its own, in which those before it carry no loss."""
+    tokenizer = tokenizer_for_template("qwen3")
+    row = {"messages": [message for i in range(3) for message in (user(f"Question {i}"), assistant(f"Answer {i}"))]}
+    made = [{"input_ids": one.input_ids, "labels": one.labels} for one in PromptMasker(tokenizer).encode(row)]
+    assert len(made) == 3
+    report = check_masks([made[i] for i in order], tokenizer)
+    assert report.failures == {}
+    assert any("split history" in note for note in report.notes)
+    for left_out in (0, 1):
+        rows = [made[i] for i in order if i != left_out]
+        failures = check_masks(rows, tokenizer).failures
+        assert {code: found.first_rows for code, found in failures.items()} == {
+            "unsupervised_turn": [i for i, one in enumerate(rows) if made.index(one) > left_out]
+        }
+
+
 def test_packed_rows_are_checked_document_by_document() -> None:
     """Read as one document, a packed row would hide all first labels but its own."""
     good, bad = exact(), exact()
