@@ -5,6 +5,7 @@ The oracle runs every document alone in one process, with plain SGD (`worker_axo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from itertools import chain
@@ -162,11 +163,7 @@ def test_multipack_repeats_nothing_and_leaves_out_what_fills_no_batch_of_all_ran
     assert len(count) >= COUNT - 5, "fewer than a batch of both ranks is left out"
 
 
-@pytest.mark.parametrize("name", [*PLAN, *SHARDED])
-def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
-    ranks: list[dict[str, Run]], name: str
-) -> None:
-    runs = succeeded(ranks, name)
+def assert_trained_as_by_hand(runs: list[Run]) -> None:
     losses = [sum(each) / 2 for each in zip(*(run["losses"] for run in runs), strict=True)]
     assert losses == pytest.approx(runs[0]["expected losses"], rel=1e-5)
     assert runs[0]["logged"] == pytest.approx(losses, rel=1e-5)
@@ -175,6 +172,32 @@ def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
         for weight, values in run["expected weights"].items():
             assert run["weights"][weight] == pytest.approx(values, abs=1e-5), weight
     assert max(losses) - min(losses) > 1e-2, "losses that do not change would prove nothing"
+
+
+@pytest.mark.parametrize("name", [*PLAN, *SHARDED])
+def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
+    ranks: list[dict[str, Run]], name: str
+) -> None:
+    assert_trained_as_by_hand(succeeded(ranks, name))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed: DS_BUILD_OPS=0 pip install deepspeed",
+)
+def test_zero_2_trains_every_document_as_by_hand(launch: Any, tmp_path: Path) -> None:
+    stage = {
+        "zero_optimization": {"stage": 2},
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+    }
+    (tmp_path / "zero2.json").write_text(json.dumps(stage))
+    plan = prepare(tmp_path, {"zero2": {**PLAN["ours"], "deepspeed": str(tmp_path / "zero2.json")}})
+    runs = succeeded(launch("worker_axolotl.py", 2, tmp_path, str(plan), "--shard", "--deepspeed"), "zero2")
+    assert [run["parallel"] for run in runs] == ["DeepSpeedEngine"] * 2
+    assert counts(runs) == dict.fromkeys(documents(), EPOCHS)
+    assert_trained_as_by_hand(runs)
 
 
 @pytest.mark.parametrize("name", [*PLAN, *SHARDED])

@@ -1,6 +1,6 @@
 """One rank of several `axolotl train` runs; writes down what each trained on, what came of it, and what should have.
 
-    torchrun --standalone --nproc-per-node=2 worker_axolotl.py FOLDER plan.json [--shard]
+    torchrun --standalone --nproc-per-node=2 worker_axolotl.py FOLDER plan.json [--shard [--deepspeed]]
 
 `plan.json` is a list of `[name, path of a YAML]`. This is what `axolotl train --launcher torchrun` starts, one run after the
 other in one process group.
@@ -148,6 +148,8 @@ def train(path: str, seen: dict[str, Any]) -> None:
 
 def main() -> None:
     folder, plan = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    if "--deepspeed" in sys.argv:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # Axolotl sets it too, later
     if "--shard" in sys.argv:
         shard_on_the_cpu()
         mesh_on_the_cpu()

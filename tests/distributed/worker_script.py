@@ -29,7 +29,8 @@ def shard_on_the_cpu() -> None:
         partition_small_parameters()
 
     def as_on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
-        own(self, *args, **kwargs)
+        # Without `cpu` a process that finds no accelerator takes itself for the only one.
+        own(self, **(kwargs | {"cpu": True})) if with_deepspeed else own(self, *args, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU and with_deepspeed:
             from deepspeed import comm
 
