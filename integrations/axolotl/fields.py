@@ -4,6 +4,8 @@
     message_property_mappings: {role: who, content: says}           ↓
     roles: {assistant: [bot]}                           {"messages": [{"role": "assistant", "content": "Hi"}]}
 
+`field_system` and `field_tools` name the columns beside the messages, `system` and `tools` where they are not set.
+
 Without such settings rows pass as they are, in any form the masker knows. A setting that has no meaning for exact masking
 is refused, never ignored.
 """
@@ -40,6 +42,7 @@ class RowFields:
     """How rows of one dataset are renamed."""
 
     messages: str | None = None
+    system: str | None = None
     tools: str | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +73,7 @@ class RowFields:
         roles = {source: target for target, sources in (entry.get("roles") or {}).items() for source in sources}
         return cls(
             messages=entry.get("field_messages"),
+            system=entry.get("field_system"),
             tools=entry.get("field_tools"),
             properties=properties,
             roles=roles,
@@ -96,8 +100,9 @@ class RowFields:
                 remedy="Set `field_messages` to the column that holds them.",
             )
         renamed: dict[str, Any] = {"messages": [self._message(message) for message in row[column]]}
-        if self.tools or "tools" in row:
-            renamed["tools"] = row.get(self.tools or "tools")
+        for target, source in (("system", self.system), ("tools", self.tools)):
+            if source or target in row:
+                renamed[target] = row.get(source or target)
         if "chat_template_kwargs" in row:
             renamed["chat_template_kwargs"] = row["chat_template_kwargs"]
         return renamed

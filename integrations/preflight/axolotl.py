@@ -144,7 +144,9 @@ def _is_file(text: str) -> bool:
 def _rename(entry: Mapping[str, Any], *, strict: bool) -> Any:
     """The entry's field names; for Axolotl's own strategies only those that say where things are."""
     if not strict:
-        places = ("field_messages", "message_property_mappings", "roles", "field_tools", "message_field_training")
+        places = (
+            "field_messages", "field_system", "field_tools", "message_property_mappings", "message_field_training", "roles",
+        )  # fmt: skip
         entry = {name: entry[name] for name in places if entry.get(name)}
     try:
         fields = RowFields.of(entry)

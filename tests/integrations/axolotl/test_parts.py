@@ -96,6 +96,7 @@ def test_fields_are_renamed_and_the_rest_is_kept() -> None:
     fields = RowFields.of(
         {
             "field_messages": "dialog",
+            "field_system": "setting",
             "field_tools": "functions",
             "message_property_mappings": {"role": "who", "content": "says"},
             "roles": {"assistant": ["bot"], "user": ["client"]},
@@ -108,16 +109,24 @@ def test_fields_are_renamed_and_the_rest_is_kept() -> None:
             {"who": "client", "says": "Hi"},
             {"who": "bot", "says": "Yes", "learn": False, "thoughts": "Hm", "name": "B"},
         ],
+        "setting": "Be kind.",
         "functions": [{"name": "f"}],
         "id": 7,
     }
     assert fields.rename(row) == {
+        "system": "Be kind.",
         "messages": [
             {"role": "user", "content": "Hi", "reasoning_content": None},
             {"role": "assistant", "content": "Yes", "reasoning_content": "Hm", "train": False, "name": "B"},
         ],
         "tools": [{"name": "f"}],
     }
+
+
+def test_columns_beside_the_messages_keep_their_names_where_none_are_given() -> None:
+    row = {"dialog": [], "system": "Be kind.", "tools": [], "chat_template_kwargs": {"enable_thinking": False}}
+    renamed = RowFields.of({"field_messages": "dialog"}).rename(row)
+    assert renamed == {"messages": row.pop("dialog"), **row}
 
 
 def test_axolotls_own_defaults_change_nothing() -> None:
