@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft_plugins._sharding import is_sharded
 from sft_plugins.collapse.cadence import Cadence
 from sft_plugins.collapse.figures import PREFIX
 from sft_plugins.collapse.history import config_hash, plain
@@ -222,6 +223,12 @@ class ModeCollapseCallback(TrainerCallback):
 
     def _set_up(self, model: Any, args: TrainingArguments, state: TrainerState, began: float) -> dict[str, float]:
         first = self._ranks.rank == 0
+        if is_sharded(model):
+            raise CollapseError(
+                "the weights are divided among processes (FSDP or DeepSpeed ZeRO-3), and the watch looks at whole ones",
+                code="sharded",
+                remedy="train with DDP, or remove the callback; training has not started",
+            )
         if not self._tokenizer.chat_template:
             self._voice.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
         self._cadence = Cadence(

@@ -182,6 +182,11 @@ def _from_sharegpt(turn: Message, index: int) -> Message:
 
 def _prompt_and_answer(row: Mapping[str, Any], answer: str) -> Example:
     prompt, response = row["prompt"], row[answer]
+    if row.get("label") is False:
+        raise schema_error(
+            "the row has `label`=False, as preference data (KTO) marks an answer that is not wanted.",
+            "Keep the rows whose label is True, or remove the column to train on all of them.",
+        )
     if isinstance(prompt, str) and isinstance(response, str):
         return _text_pair(row, prompt, response)
     if isinstance(prompt, str) or isinstance(response, str):

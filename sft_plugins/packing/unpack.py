@@ -22,7 +22,6 @@ head sees them, so the auxiliary loss is that of the packed row (a decoder that 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sft_plugins._sharding import is_sharded
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.boundaries import Boundaries
 from sft_plugins.packing.entry import Switch, install
@@ -105,7 +105,7 @@ def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries
     decoder = getattr(call, "__self__", None)
     padding = padding and "attention_mask" in inspect.signature(call).parameters
     padding = padding and getattr(getattr(decoder, "config", None), "model_type", None) not in _LENGTH_MATTERS
-    sharded = _is_sharded(decoder)
+    sharded = _gathers_weights(decoder)
     if sharded and not padding:
         raise ContaminationError(
             f"{type(decoder).__name__} runs on documents of one length at a time, and its weights are sharded: every call "
@@ -156,21 +156,13 @@ def _buckets(lengths: np.ndarray, *, padding: bool) -> list[np.ndarray]:
     return [np.asarray(bucket) for bucket in buckets]
 
 
-def _is_sharded(decoder: nn.Module | None) -> bool:
-    """Whether a call of the decoder gathers weights from other ranks: FSDP of either version, or DeepSpeed's ZeRO-3.
-
-    Of a forward that hides its module nothing is known but that there are ranks.
-    """
+def _gathers_weights(decoder: nn.Module | None) -> bool:
+    """Whether a call of the decoder waits for other ranks. Of a forward that hides its module nothing is known but that
+    there are ranks."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return False
-    if decoder is None:
-        return True
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    return any(isinstance(module, kinds) for module in decoder.modules()) or any(
-        hasattr(parameter, "ds_id") for parameter in decoder.parameters()
-    )
+    return decoder is None or is_sharded(decoder)
 
 
 def _padded(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from bench_packing import CAPACITY, documents
 from datasets import Dataset, disable_caching, disable_progress_bars
-from harness import Measured, median_seconds, script
+from harness import Measured, cpu_seconds, median_seconds, script
 from material import load_tokenizer
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 
@@ -143,11 +142,11 @@ def epoch(count: int, repeats: int, measured: Measured) -> None:
             list(way(given.select(range(8)), collate))  # compiles
             seconds = []
             for _ in range(repeats):
-                start, batches, labelled = time.process_time(), 0, []
+                start, batches, labelled = cpu_seconds(), 0, []
                 for batch in way(given, collate):
                     batches += 1
                     labelled.append(batch["labels"])
-                seconds.append(time.process_time() - start)
+                seconds.append(cpu_seconds() - start)
         except ImportError as error:
             measured.skipped[f"{name}, epoch"] = f"not installed: {error}"
             continue

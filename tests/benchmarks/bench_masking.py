@@ -30,7 +30,6 @@ import importlib.util
 import itertools
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +41,7 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
-from harness import Measured, alone, script
+from harness import Measured, alone, cpu_seconds, script
 from material import load_tokenizer
 from memory import PeakMemory
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTConfig, SFTTrainer
@@ -71,10 +70,10 @@ def side_by_side(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     for number in range(rounds + 1):
         for name in list(functions) if number % 2 else list(functions)[::-1]:
             gc.collect()
-            start = time.process_time()
+            start = cpu_seconds()
             functions[name]()
             if number:
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append(cpu_seconds() - start)
     return {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
 
 

@@ -45,6 +45,9 @@ from sft_plugins.packing.boundaries import Boundaries
 
 METHODS = ("padded", "padded, by length", "TRL bfd", "flex", "dense", "ours")
 
+_SORTED = 4
+"""Batches: the Trainer's `group_by_length` sorts a quarter of the data at a time, fifty batches at most."""
+
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -67,12 +70,12 @@ def batches_of(
 ) -> tuple[list[list[dict[str, Any]]], Callable[[Any], Collate]]:
     """One pass over the documents as lists of rows, about `rows` tokens each, and what makes their collator for a model."""
     if method.startswith("padded"):
-        lengths = [len(ids) for ids in documents["input_ids"]]
-        size = max(1, round(rows * len(lengths) / sum(lengths)))
-        order = list(range(len(lengths)))
+        size = _batch_size(documents, rows)
+        order = list(range(len(documents)))
         if method == "padded, by length":
             from transformers.trainer_pt_utils import get_length_grouped_indices
 
+            lengths = [len(ids) for ids in documents["input_ids"]]
             order = get_length_grouped_indices(lengths, size, generator=torch.Generator().manual_seed(0))
         batches = [order[at : at + size] for at in range(0, len(order), size)]
         return [[documents[i] for i in batch] for batch in batches], lambda _: StrictPromptMaskingCollator(tokenizer)
@@ -86,6 +89,11 @@ def batches_of(
     if method == "dense":
         return packed, lambda _: dense_batch
     return packed, lambda model: BlockDiagonalPackingCollator(tokenizer, model=model)
+
+
+def _batch_size(documents: Dataset, rows: int) -> int:
+    """Documents that a packed row of `rows` tokens holds on average."""
+    return max(1, round(rows * len(documents) / sum(map(len, documents["input_ids"]))))
 
 
 def dense_batch(features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -208,6 +216,11 @@ def measure(options: argparse.Namespace) -> Measured:
                 where = f"{method}, {name}, {rows:,}"
                 if method == "flex" and options.device == "cpu":
                     measured.skipped[where] = "flex attention has no backward on CPU"
+                    continue
+                if method == "padded, by length" and len(documents) < 2 * _SORTED * _batch_size(documents, rows):
+                    measured.skipped[where] = (
+                        f"{len(documents)} documents are too few for the Trainer to sort any by length"
+                    )
                     continue
                 print(where, flush=True)
                 arguments = (method, name, rows, documents, tokenizer, options)

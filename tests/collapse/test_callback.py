@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft_plugins.collapse import callback as module
 from sft_plugins.collapse import figures, probe, teacher, watch
@@ -101,6 +102,26 @@ def test_a_model_with_nan_logits_is_refused_before_step_0(tmp_path: Path) -> Non
         model.lm_head.weight[9] = float("nan")
     with pytest.raises(CollapseError, match="NaN or infinite"):
         train(model, tmp_path, callbacks=[watcher(tmp_path / "w")], max_steps=1)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_sharded_weights_are_refused_before_step_0(tmp_path: Path) -> None:
+    """FSDP2 leaves parts of weights where the watch reads whole ones."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(tiny_model(), mesh=init_device_mesh("cpu", (1,)))
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(CollapseError, match="divided among processes") as caught:
+        watcher(tmp_path / "w").on_train_begin(args, TrainerState(max_steps=4), TrainerControl(), model=model)
+    assert caught.value.code == "sharded"
 
 
 # --- after step 0: nothing ends the training -------------------------------------------------------------------------

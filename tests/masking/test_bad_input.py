@@ -65,6 +65,7 @@ ROWS: dict[str, tuple[Any, set[str], str]] = {
         {"bad_schema"},
         "system",
     ),
+    "KTO's bad answer": ({"prompt": "a", "completion": "b", "label": False}, {"bad_schema"}, "label"),
     "Alpaca with earlier turns": (
         {"instruction": "a", "output": "b", "history": [["c", "d"]]},
         {"bad_schema"},

@@ -320,7 +320,7 @@ def test_several_rows_come_back_as_rows() -> None:
 def test_ranks_with_sharded_weights_make_equally_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call gathers them from all ranks: one rank calling once more would wait for ever."""
     assert len(_echo([90, 1, 1])[0]) == 2
-    monkeypatch.setattr("sft_plugins.packing.unpack._is_sharded", lambda _: True)
+    monkeypatch.setattr("sft_plugins.packing.unpack._gathers_weights", lambda _: True)
     assert _echo([90, 1, 1])[0] == [(3, 90)]
     with pytest.raises(ContaminationError, match="one length at a time, and its weights are sharded") as error:
         _echo([90, 1, 1], padding=False)
