@@ -45,9 +45,11 @@ demo: $(VENV)/.demo
 # One thread per worker: two workers with two threads each would fight for two cores.
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
-test: lint $(VENV_AX)/.ready
+test: lint $(VENV_AX)/.ready $(VENV)/.deepspeed
 	$(VENV)/bin/pytest $(SHARED) $(PYTEST_ARGS) tests
 	$(VENV_AX)/bin/pytest $(SHARED) $(PYTEST_ARGS) $(AXOLOTL_TESTS)
+	PYTHONPATH=$(DEEPSPEED) $(VENV)/bin/pytest -m deepspeed $(PYTEST_ARGS) tests/distributed
+	PYTHONPATH=$(DEEPSPEED) $(VENV_AX)/bin/pytest -m deepspeed $(PYTEST_ARGS) tests/distributed/test_axolotl.py
 	@echo "make test: all passed, on both environments"
 
 lint: $(VENV)/.dev
@@ -106,6 +108,15 @@ $(VENV)/.demo: $(RECIPE)
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(VENV)/bin/pip install -e ".[dev]"
+	touch $@
+
+# Libraries import DeepSpeed wherever they find it, so it lies beside the environment, and only its own tests see it.
+DEEPSPEED := $(CURDIR)/$(VENV)/deepspeed
+
+$(VENV)/.deepspeed: $(VENV)/.dev
+	rm -rf $(DEEPSPEED)
+	DS_BUILD_OPS=0 $(VENV)/bin/pip install --no-build-isolation --no-deps --target $(DEEPSPEED) \
+	  "deepspeed==0.19.*" hjson msgpack py-cpuinfo ninja einops
 	touch $@
 
 $(VENV_AX)/.ready: $(RECIPE)

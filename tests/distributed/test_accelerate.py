@@ -7,7 +7,6 @@ FSDP2 and DeepSpeed run accelerate's and transformers' own code over gloo; only 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from testkit.commands import write_jsonl
+from testkit.optional import needs_deepspeed
 from testkit.tiny_training import exchanges, save_tiny_llama
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -94,10 +94,7 @@ def test_the_packing_script_trains_alike_under_ddp_and_fsdp2(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: DS_BUILD_OPS=0 pip install deepspeed",
-)
+@needs_deepspeed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_packing_script_trains_alike_under_ddp_and_deepspeed(
     ddp: Trained, inputs: list[str], stage: int, tmp_path: Path, cpu_environment: dict[str, str]

@@ -5,7 +5,6 @@ The oracle runs every document alone in one process, with plain SGD (`worker_axo
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from itertools import chain
@@ -19,6 +18,7 @@ pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's env
 import yaml
 
 from sft_plugins.masking import PromptMasker
+from testkit.optional import needs_deepspeed
 from testkit.tiny_training import save_tiny_llama
 from testkit.tokenizers import CHATML, build_tokenizer
 
@@ -181,10 +181,7 @@ def test_loss_and_weights_are_those_of_the_documents_alone_in_one_process(
     assert_trained_as_by_hand(succeeded(ranks, name))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: DS_BUILD_OPS=0 pip install deepspeed",
-)
+@needs_deepspeed
 def test_zero_2_trains_every_document_as_by_hand(launch: Any, tmp_path: Path) -> None:
     stage = {
         "zero_optimization": {"stage": 2},

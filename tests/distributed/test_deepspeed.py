@@ -2,25 +2,20 @@
 are those of one process.
 
 The oracle is a plain model on each document alone (`worker_fsdp2.alone`), and one step of plain SGD. DeepSpeed runs on the
-CPU; install it without its CUDA kernels: `DS_BUILD_OPS=0 pip install deepspeed`.
+CPU, without its CUDA kernels (`DS_BUILD_OPS=0`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
 
+from testkit.optional import DEEPSPEED
+
 pytest.importorskip("peft")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("deepspeed") is None,
-        reason="DeepSpeed is not installed: DS_BUILD_OPS=0 pip install deepspeed",
-    ),
-]
+pytestmark = [pytest.mark.slow, *DEEPSPEED]
 
 NAMES = {  # model and stage, and the backend that isolates it
     "llama, stage 2": "varlen",
