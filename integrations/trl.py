@@ -12,6 +12,7 @@ Packed rows (`pack_dataset`) take `sft_arguments("packed")` and `BlockDiagonalPa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -119,6 +120,7 @@ def _live_collator(dataloader: Any, phase: str) -> Any:
         )
     rows = dataloader.dataset
     if not isinstance(rows, _STREAMS):
+        counted = copy.copy(getattr(collator, "dropped", None))
         try:
             # Not through the dataloader's own iterator, which would move the state of the random numbers.
             dataloader.collate_fn([rows[i] for i in range(min(_COLLATED, len(rows)))])
@@ -129,6 +131,8 @@ def _live_collator(dataloader: Any, phase: str) -> Any:
                 row=error.row,
                 remedy="Mask (and pack) them first: TRL labels rows that are not.",
             ) from error
+        if counted is not None:
+            collator.dropped = counted  # training will draw these rows again, and count them
     return collator
 
 

@@ -137,3 +137,16 @@ def test_the_check_draws_no_random_numbers(tokenizer: Any, tmp_path: Path) -> No
     before = torch.get_rng_state()
     check_trainer(trainer, dataset=rows)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_check_counts_no_dropped_row_that_training_will_count(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"messages": [user("Question"), assistant("")]}, *RAW.to_list()]
+    collator = StrictPromptMaskingCollator(tokenizer, masker=PromptMasker(tokenizer, errors="drop"))
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
+    trainer = Trainer(
+        model_of("llama", tokenizer), arguments, train_dataset=Dataset.from_list(rows), data_collator=collator
+    )
+    check_trainer(trainer)
+    assert not collator.dropped
+    collator(rows)
+    assert collator.dropped.total() == 1
