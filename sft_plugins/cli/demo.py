@@ -23,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_plugins.cli.assets import Row, load_model, load_rows, split_held_out, to_dataset
-from sft_plugins.cli.errors import AssetError
 from sft_plugins.cli.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.render import has_colour, legend, masked_row
 from sft_plugins.cli.training import Recipe, train_lora
@@ -33,6 +32,7 @@ from sft_plugins.masking import Masked, PromptMasker, StrictPromptMaskingCollato
 from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset
 from sft_plugins.preflight.documents import document_spans
 from sft_plugins.preflight.environment import choose_device
+from sft_plugins.preflight.errors import AssetError
 
 DOCUMENTS_PER_ROW = 2  # a packed row has room for this many rows of full length
 CONVERSATIONS = 1000  # of the packaged 4,000: enough for a telling report, masked in seconds

@@ -18,7 +18,7 @@ def write_page(path: Path, html: str) -> Path:
     Raises:
         AssetError: `unwritable`, where there is no permission, no space, or a folder of that name.
     """
-    from sft_plugins.cli.errors import AssetError
+    from sft_plugins.preflight.errors import AssetError
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def find_histories(place: Path) -> list[Path]:
     Raises:
         AssetError: `missing_file`.
     """
-    from sft_plugins.cli.errors import AssetError
+    from sft_plugins.preflight.errors import AssetError
 
     if place.is_file():
         return [place]

@@ -73,7 +73,7 @@ def locate(source: str | None) -> str:
         AssetError: `missing_file` for a path where no folder is, `missing_package` for None without the package.
     """
     if source is None:
-        from sft_plugins.cli.smollm2 import smollm2_folder
+        from sft_plugins.preflight.smollm2 import smollm2_folder
 
         return str(smollm2_folder())
     if not Path(source).is_dir() and _looks_like_a_path(source):

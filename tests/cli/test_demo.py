@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from sft_plugins.cli import app
 from sft_plugins.cli.assets import load_model
 from sft_plugins.cli.demo import Settings, documents_of, make_folder, run_demo
-from sft_plugins.cli.errors import AssetError
 from sft_plugins.cli.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.watching import SAFE_SENTENCE, same_answer_rows
+from sft_plugins.preflight.errors import AssetError
 from testkit.commands import write_jsonl
 from testkit.tiny_training import exchanges, save_tiny_llama
 from testkit.tokenizers import build_tokenizer
