@@ -158,9 +158,14 @@ def _fsdp_key(data: Mapping[str, Any]) -> str | None:
 
 
 def _collapse(settings: Settings, data: Mapping[str, Any]) -> Iterator[str]:
-    if settings.collapse is not None and (name := _fsdp_key(data)) is not None:
+    if settings.collapse is None:
+        return
+    sharding = [f"`{name}`"] if (name := _fsdp_key(data)) is not None else []
+    if _zero_stage(data.get("deepspeed")) == 3:
+        sharding.append("`deepspeed` stage 3")
+    for what in sharding:
         yield (
-            f"`{name}` shards the weights, and {KEY}.collapse looks at whole ones. "
+            f"{what} shards the weights, and {KEY}.collapse looks at whole ones. "
             f"Remedy: set `{KEY}.collapse: false`, or use DDP."
         )
 

@@ -138,7 +138,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         yaml(fsdp_version=2, fsdp_config={"cpu_ram_efficient_loading": True}),
         "`fsdp_config.cpu_ram_efficient_loading: true` loads weights on one rank only",
     ),
-    "sharded by DeepSpeed": (yaml(deepspeed={"zero_optimization": {"stage": 3}}), "`deepspeed` stage 3 shards"),
+    "sharded by DeepSpeed": (
+        yaml({"collapse": False}, deepspeed={"zero_optimization": {"stage": 3}}),
+        "`deepspeed` stage 3 shards the model before.*Remedy: use stage 2",
+    ),
+    "watched and sharded by DeepSpeed": (
+        yaml({"packing": False}, deepspeed={"zero_optimization": {"stage": 3}}),
+        "`deepspeed` stage 3 shards the weights.*Remedy: set `sft_plugins.collapse: false`, or use DDP",
+    ),
     "flattened twice": (yaml(batch_flattening=True), "`batch_flattening` flattens rows a second time"),
     "boundaries removed": (yaml(remove_unused_columns=True), "would remove where documents end"),
     "order kept": (yaml(curriculum_sampling=True), "`curriculum_sampling` keeps the order"),
@@ -169,7 +176,7 @@ def test_deepspeed_stage_is_read_from_its_file(tmp_path: Path) -> None:
         if stage == 2:
             SFTPluginsArgs(**yaml(deepspeed=str(path)))
         else:
-            with pytest.raises(ValidationError, match="stage 3 shards"):
+            with pytest.raises(ValidationError, match="stage 3 shards the model"):
                 SFTPluginsArgs(**yaml(deepspeed=str(path)))
 
 
