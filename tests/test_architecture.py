@@ -17,7 +17,7 @@ CORE = ROOT / "sft_plugins"
 HOSTS = ("trl", "axolotl", "sft_plugins.integrations", "integrations")
 LAZY = ("numba", "matplotlib", "sentence_transformers", "sacrebleu", "gguf")
 # The demo trains with TRL, and preflight reads the configurations of hosts: the two exceptions, imported when they run.
-FACING_HOSTS = {CORE / "cli" / "training.py", CORE / "cli" / "preflight.py"}
+FACING_HOSTS = {CORE / "cli" / "demo" / "training.py", CORE / "cli" / "preflight.py"}
 
 
 def core_modules() -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator
 
-from sft_plugins.integrations.axolotl.contradictions import contradictions
 from sft_plugins.integrations.axolotl.prepared import separate_prepared_path
 from sft_plugins.integrations.axolotl.settings import KEY, Settings
+from sft_plugins.integrations.axolotl.validation import contradictions
 
 
 def listed(data: Mapping[str, Any]) -> bool:

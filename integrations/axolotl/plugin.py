@@ -25,12 +25,12 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import ContaminationError, MaskingError, PackingError
 from sft_plugins.integrations._compat import require
 from sft_plugins.integrations.axolotl import collators
-from sft_plugins.integrations.axolotl.announcement import Command, active, idle, warnings
 from sft_plugins.integrations.axolotl.args import listed
 from sft_plugins.integrations.axolotl.audit import audit_rows
-from sft_plugins.integrations.axolotl.contradictions import dataset_entries, is_ours, packer
+from sft_plugins.integrations.axolotl.log import Command, active, idle, warnings
 from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
 from sft_plugins.integrations.axolotl.settings import KEY, PackingSettings, Settings
+from sft_plugins.integrations.axolotl.validation import dataset_entries, is_ours, packer
 from sft_plugins.integrations.axolotl.watch import collapse_callback
 from sft_plugins.packing import BalanceReport, check_dealing, deal_rows, even_rows, isolate, pack_dataset
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sft_plugins.errors import SFTPluginsError
-from sft_plugins.integrations.axolotl.contradictions import STRATEGY
 from sft_plugins.integrations.axolotl.settings import KEY
+from sft_plugins.integrations.axolotl.validation import STRATEGY
 
 _NOT_PACKED = f"set `{KEY}.packing: false` and no `sample_packing`"
 

@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-from sft_plugins.cli.output import Commands
+from sft_plugins.cli.ui.output import Commands
 
 __all__ = ["app"]
 
@@ -18,7 +18,7 @@ _COMMANDS = (
     "doctor",
     "report",
     "preflight",
-    "demo_command",
+    "demo.command",
 )
 
 app = typer.Typer(

@@ -7,9 +7,9 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from sft_plugins.cli import options
-from sft_plugins.cli.inputs import faults, load_masker, mask_with_bar, open_rows, source_facts, source_line, step
-from sft_plugins.cli.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.inputs import faults, load_masker, mask_with_bar, open_rows, source_facts, source_line, step
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 _EPILOG = (
     "Examples: sft-plugins audit rows.jsonl --model ./model | sft-plugins audit last_run_prepared -m ./model --json | "
@@ -46,7 +46,7 @@ def audit(
         else:
             with step(out, "checking masks"):
                 from sft_plugins.masking import check_masks
-                from sft_plugins.preflight.documents import with_lengths
+                from sft_plugins.preflight.data.documents import with_lengths
 
                 report = check_masks(map(with_lengths, source.rows()), masker.tokenizer)
         found = faults(report, overflow)

@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins.cli import options
-from sft_plugins.cli.inputs import step
-from sft_plugins.cli.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.inputs import step
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from sft_plugins.preflight.doctor import Diagnosis
-    from sft_plugins.preflight.twin import Twin
+    from sft_plugins.preflight.tiny_model.twin import Twin
 
 _EPILOG = (
     "Examples: sft-plugins doctor --model ./model | sft-plugins doctor --model-type gpt_oss | "
@@ -135,7 +135,7 @@ def _subject(
     where: str, config: PretrainedConfig, *, weights: bool, dtype: str, attn: str | None, device: str
 ) -> nn.Module | Twin:
     from sft_plugins.preflight.environment import choose_device
-    from sft_plugins.preflight.twin import twin
+    from sft_plugins.preflight.tiny_model.twin import twin
 
     _check_attention(attn)
     chosen = choose_device(device)

@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sft_plugins.cli import options
-from sft_plugins.cli.inputs import load_masker, open_rows, source_facts, source_line
-from sft_plugins.cli.output import EXIT_FINDINGS, Output
-from sft_plugins.cli.render import NAMES, has_colour, legend, marked_tokens, printable
+from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.inputs import load_masker, open_rows, source_facts, source_line
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.render import NAMES, has_colour, legend, marked_tokens, printable
 
 if TYPE_CHECKING:
-    from sft_plugins.cli.rows import ShownRow
-    from sft_plugins.preflight.data import Source
+    from sft_plugins.cli.ui.rows import ShownRow
+    from sft_plugins.preflight.data.source import Source
 
 _EPILOG = (
     "Examples: sft-plugins inspect rows.jsonl --model ./model | sft-plugins inspect rows.jsonl -m ./model --row 12 | "
@@ -60,7 +60,7 @@ def inspect(
         masker = load_masker(
             out, model, train_on=train_on, special_tokens=special_tokens, max_length=max_length, overflow=overflow
         )
-        from sft_plugins.cli.rows import RowReader
+        from sft_plugins.cli.ui.rows import RowReader
 
         reader = RowReader(masker)
         first = count or (ROWS_OF_A_PAGE if html else ROWS)
@@ -167,7 +167,7 @@ def as_data(part: ShownRow) -> dict[str, Any]:
 
 def write_html(path: Path, shown: list[ShownRow], source: Source, model: str) -> None:
     """The page: `inspect.html.j2`."""
-    from sft_plugins.cli.pages import render_page, write_page
+    from sft_plugins.cli.ui.pages import render_page, write_page
 
     rows = list(map(for_page, shown))
     write_page(path, render_page("inspect.html.j2", rows=rows, source=source, model=model, names=NAMES))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from sft_plugins.cli import options
-from sft_plugins.cli.inputs import (
+from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.inputs import (
     fact_table,
     faults,
     load_masker,
@@ -22,8 +22,8 @@ from sft_plugins.cli.inputs import (
     source_line,
     step,
 )
-from sft_plugins.cli.options import Overflow
-from sft_plugins.cli.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.options import Overflow
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     from sft_plugins.masking import MaskReport
@@ -65,7 +65,7 @@ def pack(
     """See what packing saves and what it changes for training; with --output, save the packed rows."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
-        from sft_plugins.cli.histogram import bins
+        from sft_plugins.cli.ui.histogram import bins
 
         if output is not None:
             check_new_folder(output)  # before minutes of work whose result could not be kept
@@ -153,7 +153,7 @@ def show(
     out: Output,
 ) -> None:
     """The report for people: facts, then the histogram, then what was lost."""
-    from sft_plugins.cli.histogram import histogram
+    from sft_plugins.cli.ui.histogram import histogram
     from sft_plugins.packing.report import LOSSES
 
     console = out.console

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins.cli import options
-from sft_plugins.cli.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     from sft_plugins.preflight.findings import Finding
@@ -51,8 +51,8 @@ def preflight(
     """See what will be trained, and catch known failures, before a GPU hour is spent."""
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
-        from sft_plugins.cli.pages import render_page, write_page
-        from sft_plugins.integrations.preflight import Overrides, read_plan
+        from sft_plugins.cli.ui.pages import render_page, write_page
+        from sft_plugins.integrations.config_file import Overrides, read_plan
         from sft_plugins.preflight.findings import PARTS, colour
         from sft_plugins.preflight.run import run_preflight
 

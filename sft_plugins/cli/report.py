@@ -10,14 +10,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins.cli import options
-from sft_plugins.cli.inputs import step
-from sft_plugins.cli.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.inputs import step
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sft_plugins.collapse.summary import Report
+    from sft_plugins.collapse.report.summary import Report
 
 _EPILOG = (
     "Examples: sft-plugins report runs/masked | sft-plugins report runs/a runs/b --html compare.html | "
@@ -69,7 +69,7 @@ def report(
         for shown in _one(found[0]) if len(found) == 1 else _several(found):
             out.console.print(shown)
         if html is not None:
-            from sft_plugins.cli.pages import write_page
+            from sft_plugins.cli.ui.pages import write_page
 
             with step(out, "drawing the page"):
                 write_page(html, page(found))
@@ -117,7 +117,7 @@ def read_run(path: Path) -> Run:
         CollapseError: `history_file`, for what is no history or was written by another version.
     """
     from sft_plugins.collapse.history import read_history
-    from sft_plugins.collapse.summary import summarise
+    from sft_plugins.collapse.report.summary import summarise
     from sft_plugins.errors import CollapseError
 
     try:
@@ -134,11 +134,11 @@ def read_run(path: Path) -> Run:
 
 def page(runs: list[Run]) -> str:
     """The report of one run, or of several below a table of all."""
-    from sft_plugins.cli.pages import render_page
-    from sft_plugins.collapse.report import page_context
+    from sft_plugins.cli.ui.pages import render_page
+    from sft_plugins.collapse.report.page import page_context
 
     if len(runs) == 1:
-        return render_page("collapse/report.html.j2", **page_context(runs[0].report))
+        return render_page("collapse/report/report.html.j2", **page_context(runs[0].report))
     return render_page(
         "report.html.j2",
         runs=[{"name": run.name, **page_context(run.report)} for run in runs],

@@ -1,8 +1,8 @@
 """`ModeCollapseCallback`: watches how far a model's entropy and variety fall below where training started.
 
 First law: the run is the same, bit for bit, as without the callback (weights, optimizer, log history but for added
-records). What moves in a probe is put back before anything else happens (`state.py`); logging goes around the host's
-own metrics (`host.py`); every failure after step 0 ends the probe, not the training, and every failure before it
+records). What moves in a probe is put back before anything else happens (`_preserve.py`); logging goes around the host's
+own metrics (`trainer_log.py`); every failure after step 0 ends the probe, not the training, and every failure before it
 stops the run from starting with a watcher that cannot see.
 
     trainer = SFTTrainer(model, train_dataset=rows, callbacks=[ModeCollapseCallback(tokenizer, prompts)])
@@ -21,19 +21,19 @@ from typing import Any, Literal
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft_plugins._preserve import untouched
 from sft_plugins._sharding import is_sharded
-from sft_plugins.collapse.cadence import Cadence
-from sft_plugins.collapse.figures import PREFIX
+from sft_plugins.collapse.detect.verdict import DetectorConfig, Verdict
+from sft_plugins.collapse.distributed import Ranks, is_out_of_memory
 from sft_plugins.collapse.history import config_hash, plain
-from sft_plugins.collapse.host import find_trainer, log_through
-from sft_plugins.collapse.openings import BOILERPLATE
-from sft_plugins.collapse.probe import Prober
-from sft_plugins.collapse.prompts import load_prompts
-from sft_plugins.collapse.ranks import Ranks, is_out_of_memory
-from sft_plugins.collapse.state import untouched
-from sft_plugins.collapse.verdict import DetectorConfig, Verdict
+from sft_plugins.collapse.metrics.homogeneity import BOILERPLATE
+from sft_plugins.collapse.monitor import Outcome, Watch
+from sft_plugins.collapse.probe.figures import PREFIX
+from sft_plugins.collapse.probe.probe import Prober
+from sft_plugins.collapse.probe.prompts import load_prompts
+from sft_plugins.collapse.schedule import Cadence
+from sft_plugins.collapse.trainer_log import find_trainer, log_through
 from sft_plugins.collapse.voice import Voice
-from sft_plugins.collapse.watch import Outcome, Watch
 from sft_plugins.errors import CollapseError
 
 __all__ = ["ModeCollapseCallback"]
@@ -319,7 +319,7 @@ class ModeCollapseCallback(TrainerCallback):
         watch.history.append("end", step=step, cost=cost, budget=self._budget, kept=state.best_model_checkpoint)
         path = watch.history.path
         if self._report and path is not None:
-            from sft_plugins.collapse.report import write_report
+            from sft_plugins.collapse.report.page import write_report
 
             with self._cadence.paying(0):
                 page = write_report(path, path.parent)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from sft_plugins.collapse.ranks import Ranks
-from sft_plugins.collapse.watch import Outcome
-from sft_plugins.collapse.wording import percent
+from sft_plugins.collapse.distributed import Ranks
+from sft_plugins.collapse.monitor import Outcome
+from sft_plugins.collapse.report.wording import percent
 
 __all__ = ["Voice"]
 

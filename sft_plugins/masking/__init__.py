@@ -3,7 +3,7 @@
 from sft_plugins.masking.audit import check_masks
 from sft_plugins.masking.collator import StrictPromptMaskingCollator
 from sft_plugins.masking.dataset import Masked, mask_dataset
-from sft_plugins.masking.encode import MaskedExample, PromptMasker
+from sft_plugins.masking.masker import MaskedExample, PromptMasker
 from sft_plugins.masking.report import MaskReport
 
 __all__ = [

@@ -18,12 +18,12 @@ from datasets import Dataset
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
+from sft_plugins.masking.examples.tokenized import document_arrays
 from sft_plugins.masking.headers import assistant_header, unsupervised_turns
-from sft_plugins.masking.render import ChatRenderer
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
-from sft_plugins.masking.stops import find_stop_tokens
-from sft_plugins.masking.text import TextTokenizer
-from sft_plugins.masking.tokenized import document_arrays
+from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
+from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 
 def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) -> MaskReport:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.messages import Message, content_text, reasoning_texts, tool_call_texts
+from sft_plugins.masking.examples.messages import Message, content_text, reasoning_texts, tool_call_texts
 
 _THINK_TAG = re.compile(r"</?think>|</?seed:think>|\[/?THINK\]")
 

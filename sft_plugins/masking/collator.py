@@ -18,9 +18,9 @@ import torch
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, check_batch
-from sft_plugins.masking.encode import PromptMasker
-from sft_plugins.masking.text import require_tokenizer
-from sft_plugins.masking.tokenized import label_arrays, refuse_packed
+from sft_plugins.masking.examples.tokenized import label_arrays, refuse_packed
+from sft_plugins.masking.masker import PromptMasker
+from sft_plugins.masking.turns.tokenizer import require_tokenizer
 
 logger = logging.getLogger(__name__)
 

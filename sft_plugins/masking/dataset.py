@@ -20,10 +20,10 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.encode import MaskedExample, Outcome, PromptMasker
-from sft_plugins.masking.messages import ROLES
+from sft_plugins.masking.examples.messages import ROLES
+from sft_plugins.masking.examples.stored import json_columns, with_json_read
+from sft_plugins.masking.masker import MaskedExample, Outcome, PromptMasker
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
-from sft_plugins.masking.stored import json_columns, with_json_read
 
 _BATCH = 256
 ORIGINS = ("trained", *ROLES, "template", "untrained")

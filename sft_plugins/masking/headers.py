@@ -10,10 +10,10 @@ import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples import Conversation
-from sft_plugins.masking.render import ChatRenderer
-from sft_plugins.masking.text import TextTokenizer
-from sft_plugins.masking.tokenized import Tokenized
+from sft_plugins.masking.examples.formats import Conversation
+from sft_plugins.masking.examples.tokenized import Tokenized
+from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 
 def assistant_header(text: TextTokenizer, renderer: ChatRenderer) -> list[int]:

@@ -1,13 +1,13 @@
 """Packing in which no document sees another."""
 
-from sft_plugins.packing.balance import BalanceReport, Dealt, check_dealing, deal_rows
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.dataset import Packed, pack_dataset
-from sft_plugins.packing.even import even_rows
-from sft_plugins.packing.isolation import IsolationReport, check_isolation, isolate
+from sft_plugins.packing.distributed.deal_rows import BalanceReport, Dealt, check_dealing, deal_rows
+from sft_plugins.packing.distributed.even_rows import even_rows
+from sft_plugins.packing.distributed.row_cost import RowCost
+from sft_plugins.packing.isolation.apply import IsolationReport, check_isolation, isolate
 from sft_plugins.packing.plan import PackPlan, plan_packs
 from sft_plugins.packing.report import PackReport
-from sft_plugins.packing.row_cost import RowCost
 from sft_plugins.packing.stream import PackStream, pack_stream
 
 __all__ = [

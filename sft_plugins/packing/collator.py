@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._models import causal_lm_of
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.boundaries import Boundaries
-from sft_plugins.packing.entry import installed_backend
-from sft_plugins.packing.isolation import check_isolation, isolate
-from sft_plugins.packing.target import causal_lm_of
+from sft_plugins.packing.isolation.apply import check_isolation, isolate
+from sft_plugins.packing.isolation.boundaries import Boundaries
+from sft_plugins.packing.isolation.forward import installed_backend
 
 ROWS = ("packed", "documents")
 

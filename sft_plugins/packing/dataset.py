@@ -20,7 +20,7 @@ from datasets.utils import tqdm
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.columns import Ints, TokenColumn
+from sft_plugins.packing.arrow import Ints, TokenColumn
 from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
 from sft_plugins.packing.refusals import (
     already_packed,

@@ -12,7 +12,7 @@ import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.columns import Ints
+from sft_plugins.packing.arrow import Ints
 from sft_plugins.packing.refusals import (
     already_packed,
     empty_document,

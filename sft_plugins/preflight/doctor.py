@@ -6,7 +6,7 @@
     every key, KV cache on ────┘                                                            ├─► Diagnosis
     every boundary key ───────────► isolate(model) ───► IsolationReport, or why it refuses  ┘
 
-Invariant: documents, reference and tolerance are the probe's own (`sft_plugins.packing.probe`), so every line is measured
+Invariant: documents, reference and tolerance are the probe's own (`packing.isolation.probe`), so every line is measured
 against the same thing; the model is left as it was.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.preflight.environment import Kernel, hardware, kernels, versions
-from sft_plugins.preflight.twin import Twin
+from sft_plugins.preflight.tiny_model.twin import Twin
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from sft_plugins.packing import IsolationReport
-    from sft_plugins.packing.boundaries import Boundaries
-    from sft_plugins.packing.probe import Reference
+    from sft_plugins.packing.isolation.boundaries import Boundaries
+    from sft_plugins.packing.isolation.probe import Reference
 
 __all__ = ["Diagnosis", "Kernel", "Way", "diagnose", "hardware", "kernels", "on_a_gpu", "versions"]
 
@@ -125,10 +125,10 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
 
     Whatever the model's own code raises is a finding, not an error.
     """
+    from sft_plugins._models import causal_lm_of, lowest_precision
     from sft_plugins.packing import isolate
-    from sft_plugins.packing.entry import install, installed_backend, uninstall
-    from sft_plugins.packing.probe import quiet, reference_of
-    from sft_plugins.packing.target import causal_lm_of, lowest_precision
+    from sft_plugins.packing.isolation.forward import install, installed_backend, uninstall
+    from sft_plugins.packing.isolation.probe import quiet, reference_of
 
     net = model.model if isinstance(model, Twin) else model
     about = _about(net, str(model) if isinstance(model, Twin) else None)
@@ -197,7 +197,7 @@ def on_a_gpu(diagnosis: Diagnosis, config: PretrainedConfig) -> list[str]:
 
 
 def _about(net: nn.Module, twin: str | None) -> dict[str, Any]:
-    from sft_plugins.packing.target import lowest_precision
+    from sft_plugins._models import lowest_precision
 
     config = getattr(net, "config", None)
     return {
@@ -214,7 +214,7 @@ def _measure(lm: nn.Module, reference: Reference, name: str) -> Way:
     import numpy as np
     import torch
 
-    from sft_plugins.packing.boundaries import Boundaries
+    from sft_plugins.packing.isolation.boundaries import Boundaries
 
     boundaries = Boundaries(np.array([document.shape[1] for document in reference.documents]))
     batch = _BATCHES[name](reference.documents, boundaries)
@@ -243,7 +243,7 @@ def _position_ids(documents: list[torch.Tensor], boundaries: Boundaries) -> dict
 
 
 def _all_keys_cached(documents: list[torch.Tensor], boundaries: Boundaries) -> dict[str, Any]:
-    from sft_plugins.packing.probe import packed_batch
+    from sft_plugins.packing.isolation.probe import packed_batch
 
     return packed_batch(documents, boundaries)
 

@@ -127,7 +127,7 @@ def as_dict(cost: Cost | None) -> dict[str, Any] | None:
 
 
 def _lengths(rows: Any) -> Any:
-    from sft_plugins.packing.columns import TokenColumn
+    from sft_plugins.packing.arrow import TokenColumn
 
     return TokenColumn.of(rows, "input_ids").length.tolist()
 

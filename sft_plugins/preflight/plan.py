@@ -1,6 +1,6 @@
 """What a training run is going to do, whichever trainer's configuration says it: the one thing preflight checks.
 
-    CONFIG.yaml ── a reader per host (`sft_plugins.integrations.preflight`) ──► Plan ── run_preflight ──► Verdict
+    CONFIG.yaml ── a reader per host (`sft_plugins.integrations.config_file`) ──► Plan ── run_preflight ──► Verdict
 
 Invariant: a `Plan` holds what the configuration says, with the host's defaults filled in; it guesses nothing.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sft_plugins.preflight.data import Source
+from sft_plugins.preflight.data.source import Source
 from sft_plugins.preflight.findings import Finding
 
 Packer = Literal["sft_plugins", "host"]

@@ -20,7 +20,7 @@ from sft_plugins.preflight.masks import EntryCheck, check_entry
 from sft_plugins.preflight.models import load_config, load_tokenizer
 from sft_plugins.preflight.packs import Cost, as_dict, cost_of, packing_findings
 from sft_plugins.preflight.plan import Plan
-from sft_plugins.preflight.twin import twin
+from sft_plugins.preflight.tiny_model.twin import twin
 
 if TYPE_CHECKING:
     from sft_plugins.packing.report import PackReport

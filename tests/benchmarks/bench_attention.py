@@ -17,9 +17,9 @@ from harness import Measured, median_seconds, script
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sft_plugins.packing.boundaries import Boundaries
-from sft_plugins.packing.isolation import isolate
-from sft_plugins.packing.probe import packed_batch
+from sft_plugins.packing.isolation.apply import isolate
+from sft_plugins.packing.isolation.boundaries import Boundaries
+from sft_plugins.packing.isolation.probe import packed_batch
 
 
 def documents_of(tokens: int, mean: int, seed: int) -> list[torch.Tensor]:

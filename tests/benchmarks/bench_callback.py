@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from sft_plugins import ModeCollapseCallback, StrictPromptMaskingCollator
 from sft_plugins.collapse.history import read_history
-from sft_plugins.collapse.prompts import load_prompts
+from sft_plugins.collapse.probe.prompts import load_prompts
 
 
 def run(

@@ -60,8 +60,8 @@ from collections.abc import Sequence
 
 from harness import Measured, plain_table, script
 
-from sft_plugins.collapse.detector import detect_each
-from sft_plugins.collapse.verdict import LEVELS, Verdict
+from sft_plugins.collapse.detect.detector import detect_each
+from sft_plugins.collapse.detect.verdict import LEVELS, Verdict
 from testkit.collapse_runs import simulated_run
 
 SETTINGS = (  # truly retained, prompts, samples per prompt

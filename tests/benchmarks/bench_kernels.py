@@ -27,8 +27,8 @@ from material import MODELS, conversation_lengths
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
-from sft_plugins.packing.boundaries import Boundaries
-from sft_plugins.packing.kernels import Rule, per_document, varlen, varlen_supports
+from sft_plugins.packing.isolation.backends.kernels import Rule, per_document, varlen, varlen_supports
+from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.plan import plan_packs
 
 METHODS = ("ours", "padded", "dense", "flex")

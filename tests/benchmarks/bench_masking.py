@@ -47,7 +47,7 @@ from memory import PeakMemory
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTConfig, SFTTrainer
 
 from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins.cli.assets import chitchat_rows
+from sft_plugins.cli.demo.assets import chitchat_rows
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, mask_dataset
 
 

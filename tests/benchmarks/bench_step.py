@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator, pack_dataset
 from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins.packing.boundaries import Boundaries
+from sft_plugins.packing.isolation.boundaries import Boundaries
 
 METHODS = ("padded", "padded, by length", "TRL bfd", "flex", "dense", "ours")
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from harness import Measured, median_seconds, script
 
-from sft_plugins.packing.unpack import _buckets, install_unpack
+from sft_plugins.packing.isolation.backends.unpack import _buckets, install_unpack
 from testkit.isolation_oracle import make_documents, packed_batch
 from testkit.tiny_models import build
 

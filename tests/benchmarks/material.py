@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from sft_plugins.cli.assets import chitchat_rows
+from sft_plugins.cli.demo.assets import chitchat_rows
 from sft_plugins.masking import PromptMasker, mask_dataset
 
 TEMPLATE = (

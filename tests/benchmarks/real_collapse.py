@@ -13,12 +13,12 @@ from pathlib import Path
 import transformers
 from rich.console import Console
 
-from sft_plugins.cli.assets import Row, load_model, load_rows, split_held_out, to_dataset
-from sft_plugins.cli.training import Recipe, train_lora
-from sft_plugins.cli.watching import same_answer_rows
+from sft_plugins.cli.demo.assets import Row, load_model, load_rows, split_held_out, to_dataset
+from sft_plugins.cli.demo.training import Recipe, train_lora
+from sft_plugins.cli.demo.watching import same_answer_rows
 from sft_plugins.collapse import ModeCollapseCallback
 from sft_plugins.collapse.history import read_history
-from sft_plugins.collapse.prompts import load_prompts
+from sft_plugins.collapse.probe.prompts import load_prompts
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, mask_dataset
 
 STEPS, EVERY, OPEN, CLOSED, SAMPLES, NEW_TOKENS = 18, 6, 8, 2, 4, 20

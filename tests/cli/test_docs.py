@@ -16,7 +16,7 @@ import yaml
 from datasets import Dataset
 
 from sft_plugins.cli import _COMMANDS, app
-from sft_plugins.cli.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE
 from sft_plugins.masking import PromptMasker, mask_dataset
 from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
 from testkit.tiny_training import save_tiny_llama
@@ -43,7 +43,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     rows = conversations(40)
     if importlib.util.find_spec("chitchat_dataset") is not None:
-        from sft_plugins.cli.assets import chitchat_rows
+        from sft_plugins.cli.demo.assets import chitchat_rows
 
         rows = [row for row in chitchat_rows()[:400] if len(row["messages"]) <= 16][:40]
     write_jsonl(folder / "rows.jsonl", rows)
@@ -135,7 +135,7 @@ def test_pictures_are_there_and_small() -> None:
 )
 def test_the_pack_report_of_the_page_is_what_the_program_prints(tmp_path: Path) -> None:
     """On SmolLM2's tokenizer and the first 400 conversations of at most 16 turns."""
-    from sft_plugins.cli.assets import chitchat_rows
+    from sft_plugins.cli.demo.assets import chitchat_rows
     from sft_plugins.preflight.smollm2 import smollm2_folder
 
     rows = [row for row in chitchat_rows() if len(row["messages"]) <= 16][:400]

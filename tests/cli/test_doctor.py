@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GPT2C
 from sft_plugins.packing import isolate
 from sft_plugins.preflight import doctor
 from sft_plugins.preflight.errors import AssetError
-from sft_plugins.preflight.twin import layer_kinds, twin
+from sft_plugins.preflight.tiny_model.twin import layer_kinds, twin
 from testkit.commands import invoke
 from testkit.isolation_matrix import examine
 from testkit.tiny_models import build
@@ -140,7 +140,7 @@ def test_a_diagnosis_leaves_the_model_and_its_isolation_as_they_were() -> None:
     isolate(model)
     again = doctor.diagnose(model)
     assert again.ways == plain.ways, "what the bare model does, though it is isolated"
-    from sft_plugins.packing.entry import installed_backend
+    from sft_plugins.packing.isolation.forward import installed_backend
 
     backend = installed_backend(model)
     assert backend is not None
@@ -174,7 +174,7 @@ def test_a_twin_has_every_kind_of_layer_in_few_layers(case: str) -> None:
 
 
 def _full_depth(config: PreTrainedConfig) -> torch.nn.Module:
-    from sft_plugins.preflight.narrow import narrow
+    from sft_plugins.preflight.tiny_model.narrow import narrow
 
     return AutoModelForCausalLM.from_config(narrow(config, layers="all"))
 

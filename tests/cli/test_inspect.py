@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from sft_plugins.cli.render import NAMES, token_kinds
-from sft_plugins.cli.rows import token_texts, turn_starts
+from sft_plugins.cli.ui.render import NAMES, token_kinds
+from sft_plugins.cli.ui.rows import token_texts, turn_starts
 from sft_plugins.masking import PromptMasker, mask_dataset
-from sft_plugins.masking.text import TextTokenizer
+from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from sft_plugins.packing import pack_dataset
 from testkit.browser import open_page
 from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from sft_plugins.cli.histogram import BINS, bar, bins, histogram
+from sft_plugins.cli.ui.histogram import BINS, bar, bins, histogram
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.packing import pack_dataset
 from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
@@ -135,7 +135,7 @@ def test_a_folder_that_holds_something_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    monkeypatch.setattr("sft_plugins.preflight.data.open_data", None)  # would fail if it were called
+    monkeypatch.setattr("sft_plugins.preflight.data.source.open_data", None)  # would fail if it were called
     done = invoke("pack", data, "--model", model, "--max-length", "128", "--output", tmp_path / "out")
     assert done.exit_code == 2
     assert "error [output_exists]" in done.stderr

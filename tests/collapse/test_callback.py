@@ -12,10 +12,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft_plugins.collapse import callback as module
-from sft_plugins.collapse import figures, probe, teacher, watch
-from sft_plugins.collapse.cadence import Cadence, log_spaced
+from sft_plugins.collapse import monitor as watch
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import History, read_history
+from sft_plugins.collapse.probe import figures, probe
+from sft_plugins.collapse.probe import teacher_forcing as teacher
+from sft_plugins.collapse.schedule import Cadence, log_spaced
 from sft_plugins.errors import CollapseError
 from testkit.watched_runs import (
     OPTIONS,

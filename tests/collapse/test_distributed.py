@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from sft_plugins.collapse.ranks import ProbeError, Ranks
+from sft_plugins.collapse.distributed import ProbeError, Ranks
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
 from testkit.watched_runs import OPTIONS, PROMPTS, added_records, byte_tokenizer, fake_embedder, rows, tiny_model, train
-from sft_plugins.collapse import probe
+from sft_plugins.collapse.probe import probe
 from sft_plugins.collapse.callback import ModeCollapseCallback
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_plugins.errors import PackingError
-from sft_plugins.packing import even, even_rows, pack_dataset
+from sft_plugins.packing import even_rows, pack_dataset
+from sft_plugins.packing.distributed import even_rows as even
 
 
 def documents(lengths: list[int]) -> Dataset:

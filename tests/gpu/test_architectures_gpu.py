@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sft_plugins.packing.isolation import isolate
+from sft_plugins.packing.isolation.apply import isolate
 from testkit.devices import DEVICE, packed_on_device
 from testkit.isolation_oracle import Run, gap, make_documents, run_alone, run_packed
 from testkit.tiny_models import build, build_smooth

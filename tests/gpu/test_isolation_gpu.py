@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sft_plugins.packing.boundaries import Boundaries
-from sft_plugins.packing.isolation import check_isolation, isolate
-from sft_plugins.packing.kernels import Rule, varlen, varlen_supports
+from sft_plugins.packing.isolation.apply import check_isolation, isolate
+from sft_plugins.packing.isolation.backends.kernels import Rule, varlen, varlen_supports
+from sft_plugins.packing.isolation.boundaries import Boundaries
 from testkit.devices import DEVICE, packed_on_device
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed
 from testkit.tiny_models import build, build_smooth

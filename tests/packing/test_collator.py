@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.dataset import pack_dataset
-from sft_plugins.packing.isolation import check_isolation, isolate
+from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from testkit.tiny_models import build
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=2)

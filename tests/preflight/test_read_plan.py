@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sft_plugins.integrations.preflight import Overrides, read_plan
+from sft_plugins.integrations.config_file import Overrides, read_plan
 from sft_plugins.preflight.errors import AssetError
 
 ROOT = Path(__file__).resolve().parents[2]

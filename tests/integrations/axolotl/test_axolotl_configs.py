@@ -20,7 +20,7 @@ pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's env
 import yaml
 from safetensors.torch import load_file
 
-from sft_plugins.cli.assets import chitchat_rows
+from sft_plugins.cli.demo.assets import chitchat_rows
 from sft_plugins.integrations.axolotl.settings import CollapseSettings, MaskingSettings, PackingSettings, Settings
 from sft_plugins.preflight.smollm2 import smollm2_folder
 

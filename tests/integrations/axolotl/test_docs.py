@@ -18,8 +18,8 @@ from axolotl.integrations.base import PluginManager
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
-from sft_plugins.integrations.axolotl.announcement import active, idle
 from sft_plugins.integrations.axolotl.fields import RowFields
+from sft_plugins.integrations.axolotl.log import active, idle
 from sft_plugins.integrations.axolotl.remedies import in_yaml
 from sft_plugins.integrations.axolotl.settings import Settings
 

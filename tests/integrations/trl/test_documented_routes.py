@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from sft_plugins.integrations.trl import sft_arguments
 from sft_plugins.packing import BlockDiagonalPackingCollator
-from sft_plugins.packing.boundaries import BOUNDARY_KEYS
+from sft_plugins.packing.isolation.boundaries import BOUNDARY_KEYS
 from sft_plugins.packing.stream import pack_stream
 from testkit.isolation_oracle import make_documents
 from testkit.tiny_models import build

@@ -20,7 +20,7 @@ from transformers import DataCollatorWithFlattening as Flattening
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
-from sft_plugins.packing.isolation import check_isolation, isolate
+from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from testkit.isolation_oracle import make_documents
 from testkit.tiny_models import build
 from testkit.tiny_training import one_sgd_step

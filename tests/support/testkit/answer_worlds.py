@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sft_plugins.collapse import diversity, openings
-from sft_plugins.collapse.measures import Measures
+from sft_plugins.collapse.metrics import diversity
+from sft_plugins.collapse.metrics import homogeneity as openings
+from sft_plugins.collapse.metrics.per_prompt import Measures
 
 _OPENINGS = 12
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_plugins.collapse.verdict import Probe
+from sft_plugins.collapse.detect.verdict import Probe
 from testkit.answer_worlds import fork_entropy, make_world
 
 PAIRS = 24

@@ -14,8 +14,8 @@ from unittest import mock
 
 import torch
 
-from sft_plugins.packing import attention
-from sft_plugins.packing.kernels import varlen
+from sft_plugins.packing.isolation.backends import varlen as attention
+from sft_plugins.packing.isolation.backends.kernels import varlen
 from testkit.flash_stand_in import flash_on_cpu
 from testkit.isolation_oracle import Batch, packed_batch
 

@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 
-from sft_plugins.packing import kernels
+from sft_plugins.packing.isolation.backends import kernels
 
 _library: torch.library.Library | None = None
 _calls: list[dict[str, Any]] = []

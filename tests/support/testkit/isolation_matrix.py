@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from sft_plugins.errors import ContaminationError
-from sft_plugins.packing.isolation import isolate
+from sft_plugins.packing.isolation.apply import isolate
 from testkit.isolation_oracle import (
     Documents,
     Gap,

@@ -19,8 +19,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sft_plugins.preflight.narrow import enlarge_weights, narrow
-from sft_plugins.preflight.sizes import SIZES, VOCAB, WINDOW
+from sft_plugins.preflight.tiny_model.narrow import enlarge_weights, narrow
+from sft_plugins.preflight.tiny_model.sizes import SIZES, VOCAB, WINDOW
 
 __all__ = ["CANNOT_BUILD", "VOCAB", "WINDOW", "Tiny", "architectures", "build", "tiny_config"]
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
-from sft_plugins.collapse.verdict import DetectorConfig
+from sft_plugins.collapse.detect.verdict import DetectorConfig
 from testkit.tokenizers import CHATML
 
 PROMPTS = [

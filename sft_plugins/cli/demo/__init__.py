@@ -1,0 +1,1 @@
+"""`sft-plugins demo`: the whole of it, from packages to a reloaded adapter."""

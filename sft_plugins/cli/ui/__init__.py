@@ -1,0 +1,1 @@
+"""What every command prints, draws and asks alike."""

@@ -1,0 +1,1 @@
+"""Decides from numbers alone; knows no model and no trainer."""

@@ -1,0 +1,293 @@
+"""One run under watch: its baseline, its probes, its verdicts and its history. Knows no trainer; `callback.py` drives
+it.
+
+Invariant: every method that takes a model leaves it, the tokenizer and all random states as they were
+    (`state.untouched`), and every rank leaves every method having made the same exchanges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from sft_plugins._preserve import untouched
+from sft_plugins.collapse.detect.comparison import estimate
+from sft_plugins.collapse.detect.detector import Detector
+from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Probe, Verdict
+from sft_plugins.collapse.distributed import Ranks
+from sft_plugins.collapse.history import SCHEMA, History, config_hash, read_history
+from sft_plugins.collapse.probe import figures
+from sft_plugins.collapse.probe.baseline import Baseline, adapter_is_exact, load_baseline
+from sft_plugins.collapse.probe.embedder import resolve_embedder
+from sft_plugins.collapse.probe.probe import Look, Prober
+from sft_plugins.errors import CollapseError
+
+__all__ = ["Outcome", "Watch"]
+
+logger = logging.getLogger(__name__)
+
+_ADAPTER_EFFECT = 0.02
+"""More than rounding in bfloat16 makes of an adapter that does nothing (DoRA divides by a norm and multiplies by it)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a probe brought: values for the loggers and the verdict after it (of the last tier-2 probe)."""
+
+    step: int
+    tier: int
+    values: dict[str, float]
+    verdict: Verdict
+
+
+class Watch:
+    """A run from its first step, or from the step it resumes at.
+
+    Args:
+        prober: what is asked, and how.
+        folder: where history and baseline go; None for nowhere.
+        step: 0, or the step that the run resumes from.
+        say: how the user is told something.
+    """
+
+    def __init__(
+        self,
+        prober: Prober,
+        *,
+        ranks: Ranks,
+        folder: Path | None,
+        step: int,
+        detector: DetectorConfig,
+        say: Callable[[str], None] = logger.warning,
+    ) -> None:
+        self.prober, self.ranks, self.config, self.say = prober, ranks, detector, say
+        self.folder = self._usable(folder)
+        self.start_step = step
+        self.history = History(None if self.folder is None or ranks.rank else self.folder / "history.jsonl")
+        self.base: Look | None = None
+        self.detector = Detector(None, config=detector)
+        self._logs: list[dict[str, Any]] = []
+
+    def begin(
+        self,
+        model: nn.Module,
+        *,
+        baseline: str | Path | None,
+        embedder: Any,
+        config: dict[str, Any],
+    ) -> dict[str, float]:
+        """Take or load the baseline and write the head of the history. Returns the baseline's figures for the loggers.
+
+        Raises:
+            CollapseError: whatever would keep the watcher from watching.
+        """
+        before = self.ranks.from_first(self._earlier)
+        exact, why = adapter_is_exact(model)
+        with untouched(model, self.prober.tokenizer):
+            if exact:
+                exact, why = self._began_as_the_base(model, before)
+            self.prober.embedder, note = resolve_embedder(
+                embedder, model=model, tokenizer=self.prober.tokenizer, frozen_base=exact
+            )
+            if note:
+                self.say(f"collapse: {note}")
+            taken, origin = self._baseline(model, baseline, exact=exact, why=why, before=before)
+            self.base = self.prober.use_baseline(taken, self.config)
+        taken = self.prober.baseline
+        if taken is None:
+            self.say(f"collapse: no baseline: {origin}. Figures are logged, but nothing can be compared.")
+        elif taken.problem is not None:
+            self.say(f"collapse: the baseline cannot serve, so there will be no alarm: {taken.problem}")
+        self._write_head(config, taken, origin, before)
+        return {} if self.base is None else figures.flatten(figures.figures(self.base, None), {})
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is anything for tier 1 to read."""
+        return bool(self.prober.rows) or self.prober.baseline is not None
+
+    def probe(self, model: nn.Module, *, step: int, epoch: float | None, tier: int) -> Outcome:
+        """Look, judge, write. Raises what the look raises, on every rank."""
+        with untouched(model, self.prober.tokenizer):
+            look = self.prober.look(model, tier)
+        return self.ranks.from_first(lambda: self._judge(look, step=step, epoch=epoch))
+
+    def trainer_logged(self, step: int, logs: dict[str, Any]) -> None:
+        """Tier 0: keep what the trainer itself reports."""
+        known = ("loss", "entropy", "eval_loss", "eval_entropy", "mean_token_accuracy", "eval_mean_token_accuracy")
+        kept = {k: float(v) for k, v in logs.items() if k in known and isinstance(v, (int, float))}
+        if kept and self.ranks.rank == 0:
+            self._logs.append(self.history.append("log", step=step, **kept))
+
+    def _judge(self, look: Look, *, step: int, epoch: float | None) -> Outcome:
+        found = figures.to_probe(look, self.base, step=step)
+        base, verdict = self.detector.baseline, self.detector.add(found)
+        # Of a probe with answers, the verdict has them already.
+        intervals = verdict.estimates if look.measures is not None else {}
+        if base is not None and not intervals:
+            intervals = estimate(base, found, config=self.config)
+        values = figures.figures(look, self.base) | figures.trainer_figures(self._logs)
+        flat = figures.flatten(values, intervals)
+        if look.measures is not None:
+            flat[figures.PREFIX + "level"] = float(LEVELS.index(verdict.level))
+        self.history.append(
+            "probe",
+            step=step,
+            epoch=epoch,
+            tier=look.tier,
+            values=values,
+            intervals={name: [e.value, e.lo, e.hi] for name, e in intervals.items()},
+            verdict=verdict.to_json(),
+            **self._look_record(look, found),
+        )
+        return Outcome(step=step, tier=look.tier, values=flat, verdict=verdict)
+
+    def _look_record(self, look: Look, found: Probe) -> dict[str, Any]:
+        return {
+            "by_position": figures.by_position(look),
+            "measures": None if look.measures is None else look.measures.to_json(),
+            "fork_entropy": found.fork_entropy,
+            "fork_entropy_base": found.fork_entropy_base,
+            "heldout_loss": found.heldout_loss,
+            "nonfinite": found.nonfinite,
+            "samples": [
+                [{"text": s.text, "tokens": len(s.token_ids), "truncated": s.truncated, "seed": s.seed} for s in group]
+                for group in (self.prober.by_prompt(look.samples) if look.samples else [])
+            ],
+        }
+
+    def _write_head(
+        self, config: dict[str, Any], taken: Baseline | None, origin: str, before: list[dict[str, Any]]
+    ) -> None:
+        ruler = self.prober.embedder
+        self.history.append(
+            "run",
+            schema=SCHEMA,
+            id=uuid.uuid4().hex[:12],
+            step=self.start_step,
+            config=config,
+            config_hash=config_hash(config),
+            detector=dataclasses.asdict(self.config),
+            prompts=[{"id": p.id, "text": p.text, "tag": p.tag} for p in self.prober.prompts],
+            eval_pairs=len(self.prober.rows),
+            samples_per_prompt=self.prober.k,
+            max_new_tokens=self.prober.generation.max_new_tokens,
+            seed=self.prober.seed,
+            embedder=None if ruler is None else ruler.label,
+            baseline=None
+            if taken is None
+            else {"kind": taken.kind, "key": taken.key, "origin": origin, "problem": taken.problem},
+            no_baseline=origin if taken is None else None,
+            versions={"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__},
+            python=platform.python_version(),
+        )
+        found = None
+        if self.base is not None:
+            found = figures.to_probe(self.base, self.base, step=0)
+            values = figures.figures(self.base, None)
+            if not any(r["kind"] == "baseline" for r in before):
+                self.history.append("baseline", step=0, values=values, **self._look_record(self.base, found))
+        # A resumed run is judged with the probes it had made before.
+        self.detector = Detector(found, config=self.config)
+        for record in before:
+            if record["kind"] == "probe":
+                self.detector.add(figures.probe_from_record(record))
+        self._logs = [r for r in before if r["kind"] == "log"]
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """What an interrupted run wrote up to the step this one resumes from."""
+        path = self.history.path
+        if self.start_step == 0 or path is None or not path.exists():
+            return []
+        try:
+            return [r for r in read_history(path) if r.get("step", 0) <= self.start_step]
+        except CollapseError as error:
+            self.say(f"collapse: the earlier history cannot be read, so it starts anew: {error}")
+            return []
+
+    def _baseline(
+        self, model: nn.Module, choice: str | Path | None, *, exact: bool, why: str, before: list[dict[str, Any]]
+    ) -> tuple[Baseline | None, str]:
+        """The baseline and where it comes from, or None and why there is none."""
+        if choice is None:
+            return None, "baseline=None"
+        kind = "adapter_off" if exact else "train_begin"
+        fresh = exact or self.start_step == 0
+        identity = self.prober.identity(model, base_only=exact)
+        if not fresh:
+            del identity["model"]  # the model at hand is half trained
+        words = "the base model, adapter off" if exact else f"the model as training began ({why})"
+        if choice != "auto":
+            loaded = self.ranks.from_first(lambda: load_baseline(Path(choice), identity))
+            return dataclasses.replace(loaded, kind=kind), f"{words}; from {Path(choice).name}"
+        if not fresh:
+            return self.ranks.from_first(lambda: self._resumed(identity, before))
+        found = self.ranks.from_first(lambda: self._cached(identity))
+        if found is not None:
+            return dataclasses.replace(found, kind=kind), f"{words}; from the cache"
+        taken = self.prober.take_baseline(model, kind=kind, identity=identity)
+        if self.folder is not None and self.ranks.rank == 0:
+            taken.save(self.folder)
+        return taken, words
+
+    def _began_as_the_base(self, model: nn.Module, before: list[dict[str, Any]]) -> tuple[bool, str]:
+        """Whether the adapter changed nothing as training began, and if it did, in what words to say so."""
+        kinds = [r["baseline"]["kind"] for r in before if r["kind"] == "run" and r.get("baseline")]
+        if self.start_step:  # the adapter at hand is half trained; the run's earlier part has looked
+            return kinds[-1:] != ["train_begin"], "the adapter had changed the base before the run began"
+        mine = self.prober.adapter_effect(model)  # on every rank, for weights may be sharded
+        effect = self.ranks.from_first(lambda: mine)
+        return not effect > _ADAPTER_EFFECT, (
+            "the adapter changes the base already: it was trained before, or began as a part of the weights (PiSSA, say)"
+        )
+
+    def _cached(self, identity: dict[str, str]) -> Baseline | None:
+        path = None if self.folder is None else self.folder / f"baseline-{config_hash(identity)}.npz"
+        if path is None or not path.exists():
+            return None
+        try:
+            return load_baseline(path, identity)
+        except CollapseError as error:
+            self.say(f"collapse: {error}. The baseline is taken again.")
+            return None
+
+    def _resumed(self, identity: dict[str, str], before: list[dict[str, Any]]) -> tuple[Baseline | None, str]:
+        """A resumed full fine-tuning: the file its first part wrote, or nothing."""
+        keys = [r["baseline"]["key"] for r in before if r["kind"] == "run" and r.get("baseline")]
+        if self.folder is None or not keys:
+            return None, f"the run resumes at step {self.start_step} and its earlier part left no record of a baseline"
+        try:
+            loaded = load_baseline(self.folder / f"baseline-{keys[-1]}.npz", identity)
+        except CollapseError as error:
+            return None, f"the run resumes at step {self.start_step}, and {error.message}"
+        return dataclasses.replace(loaded, kind="train_begin"), "the model as training began; kept by the earlier part"
+
+    def _usable(self, folder: Path | None) -> Path | None:
+        def check() -> Path | None:
+            if folder is None:
+                return None
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".{uuid.uuid4().hex}"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                self.say(
+                    f"collapse: cannot write to {folder} ({error}); training goes on, but there will be no history, no "
+                    "report and no baseline to resume with. Pass output_dir= a folder that can be written."
+                )
+                return None
+            return folder
+
+        return self.ranks.from_first(check)

@@ -1,0 +1,1 @@
+"""Asks the model: reads given answers, draws new ones, and measures both."""

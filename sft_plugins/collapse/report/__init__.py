@@ -1,0 +1,1 @@
+"""From a run's history to the page a person reads."""

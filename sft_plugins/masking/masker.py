@@ -1,0 +1,223 @@
+"""`PromptMasker`: a row of data → masked rows, with loss on exactly the response tokens.
+
+    parse_example  →  Conversation  →  plan_turns: texts of prompts and responses  →  assemble: ids, spans  →  MaskedExample
+                      TextPair      →  prompt and response as they stand           ↗
+                      Tokenized     →  checked, passed on                          ↗
+
+Prompt and response are tokenised apart, as generation sees them; all texts of a batch go through the tokenizer together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sft_plugins.errors import MaskingError
+from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
+from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
+from sft_plugins.masking.examples.tokenized import Tokenized
+from sft_plugins.masking.headers import check_every_turn_supervised
+from sft_plugins.masking.options import Errors, HistoryRewrite, MaskingOptions, Overflow, SpecialTokens, TrainOn
+from sft_plugins.masking.turns.labels import Row, assemble
+from sft_plugins.masking.turns.overflow import fit
+from sft_plugins.masking.turns.pairs import pair_row
+from sft_plugins.masking.turns.roles import role_tokens
+from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
+from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.turns.tokenizer import TextTokenizer
+from sft_plugins.masking.turns.turn_ids import TurnIds, encode_turns
+from sft_plugins.masking.turns.turns import Turn, plan_turns
+
+
+@dataclass(frozen=True)
+class MaskedExample:
+    """One row to train on.
+
+    Attributes:
+        input_ids: token ids, `[T]`.
+        labels: `[T]`, the id where it carries loss, −100 elsewhere; the first is always −100.
+        role_tokens: tokens by origin: `trained`; untrained ones by role; `template` for what the template adds.
+        repeated_tokens: prompt tokens that an earlier row of the same conversation holds as well (the price of a split).
+        lost_tokens: tokens cut off by `overflow`, of which `lost_supervised` would have carried loss.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    role_tokens: Mapping[str, int] = field(default_factory=dict)
+    repeated_tokens: int = 0
+    lost_tokens: int = 0
+    lost_supervised: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row of data: the rows made of it and the errors that kept others from being made.
+
+    Attributes:
+        too_long: whether `max_length` alone is behind the errors; without it the row would be exact.
+    """
+
+    rows: list[MaskedExample]
+    errors: list[MaskingError]
+    too_long: bool = False
+
+
+class PromptMasker:
+    """Masks prompts strictly: a row it returns is exact, and a row that cannot be exact is an error.
+
+    Args:
+        tokenizer: a transformers tokenizer, fast or slow. It is never changed.
+        train_on: `"all"` assistant turns of a conversation, or the `"last"` one only.
+        errors: `"raise"`, or `"drop"` rows that cannot be masked exactly; `mask_dataset` counts them by code.
+        on_history_rewrite: where a template renders a turn differently once it is history, `"split"` the conversation
+            into rows that are each exact, or `"raise"`.
+        special_tokens_in_content: `"raise"`, or `"allow"` text of the data to turn into special tokens.
+        max_length: most tokens a row may have; None for no limit.
+        overflow: what becomes of longer rows: `"raise"`, `"drop"`, `"truncate"` (a cut turn gets no stop token), or
+            `"keep_turns"` (the leading turns that fit).
+        chat_template: used in place of the tokenizer's own.
+        stop_token_ids: ids that stop generation. Default: the tokenizer's EOS, the EOS ids of the generation config
+            beside it, and the template's end of turn.
+
+    Raises:
+        MaskingError: with a stable `code`: `bad_option` here; see `encode` for rows.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        train_on: TrainOn = "all",
+        errors: Errors = "raise",
+        on_history_rewrite: HistoryRewrite = "split",
+        special_tokens_in_content: SpecialTokens = "raise",
+        max_length: int | None = None,
+        overflow: Overflow = "raise",
+        chat_template: str | None = None,
+        stop_token_ids: Iterable[int] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.options = MaskingOptions(
+            train_on=train_on,
+            errors=errors,
+            on_history_rewrite=on_history_rewrite,
+            special_tokens_in_content=special_tokens_in_content,
+            max_length=max_length,
+            overflow=overflow,
+            chat_template=chat_template,
+            stop_token_ids=stop_token_ids,
+        )
+        self._text = TextTokenizer(tokenizer)
+        self._renderer = ChatRenderer(tokenizer, chat_template)
+        self.stop_token_ids, self._header_stops = find_stop_tokens(
+            self._text, self._renderer, self.options.stop_token_ids
+        )
+        self._rules = RowRules(
+            vocabulary_size=self._text.size,
+            bos_token_id=tokenizer.bos_token_id,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+    # Compiled templates and piece tables do not travel; they are rebuilt on arrival (DataLoader workers, `num_proc`).
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, "options": asdict(self.options)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["tokenizer"], **state["options"])  # type: ignore[misc]
+
+    def encode(self, example: Mapping[str, Any]) -> list[MaskedExample]:
+        """Mask one row. Several rows come back where its history is split, none where it was dropped.
+
+        Raises:
+            MaskingError: where the row cannot be masked exactly: `bad_schema`, `template_error`, `render_mismatch`,
+                `history_rewrite`, `no_prompt`, `empty_response`, `content_lost`, `boundary`, `missing_stop`,
+                `special_token_in_content`, `double_bos`, `no_supervised_tokens`, `overflow`, and for rows already
+                tokenised also `length_mismatch`, `id_out_of_range`, `label_mismatch`, `first_label`,
+                `unsupervised_turn`, `packed_row`.
+        """
+        (outcome,) = self.encode_batch([example])
+        for error in outcome.errors:
+            if not self.options.drops(error.code):
+                raise error
+        return outcome.rows
+
+    def encode_batch(self, examples: Iterable[Mapping[str, Any]]) -> list[Outcome]:
+        """An `Outcome` per row of data; nothing is raised. All texts go through the tokenizer together."""
+        plans = [self._plan(example) for example in examples]
+        ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
+        made = [self._examples(plan, next(ids) if isinstance(plan, list) else []) for plan in plans]
+        return [self._outcome(rows) for rows in self._checked(made)]
+
+    def token_names(self, ids: Iterable[int]) -> dict[int, str]:
+        """The text of those of `ids` that stop generation, for reports."""
+        return {int(i): self._text.decode([int(i)]) for i in ids if int(i) in self.stop_token_ids}
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the result: tokenizer, template, options and the version of this library."""
+        from sft_plugins import __version__
+
+        tokenizer = self.tokenizer
+        facts = [
+            __version__,
+            type(tokenizer).__name__,
+            self._text.definition(),
+            tokenizer.special_tokens_map,
+            tokenizer.chat_template,  # all of them, where it has one for tools besides
+            sorted(self.stop_token_ids),
+            asdict(self.options),
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _plan(self, example: Mapping[str, Any]) -> list[Turn] | TextPair | Tokenized | MaskingError:
+        try:
+            parsed = parse_example(example, has_chat_template=self._renderer.available)
+            if isinstance(parsed, Conversation):
+                return plan_turns(parsed, self._renderer, self._text, self.options)
+            return parsed
+        except MaskingError as error:
+            return error
+
+    def _examples(
+        self, plan: list[Turn] | TextPair | Tokenized | MaskingError, ids: list[TurnIds]
+    ) -> list[MaskedExample] | MaskingError:
+        try:
+            if isinstance(plan, MaskingError):
+                return plan
+            if isinstance(plan, Tokenized):
+                if plan.assistant_mask and self.options.train_on == "all":
+                    check_every_turn_supervised(plan, self._text, self._renderer)
+                return [MaskedExample(plan.input_ids, plan.labels)]
+            if isinstance(plan, TextPair):
+                return [self._example(pair_row(plan, self._text, self.stop_token_ids, self.options))]
+            made = assemble(plan, ids, self._text, self.stop_token_ids, self._header_stops, self.options)
+            return [self._example(row) for row in made]
+        except MaskingError as error:
+            return error
+
+    def _example(self, row: Row) -> MaskedExample:
+        return MaskedExample(
+            row.input_ids, row.labels(), role_tokens=role_tokens(row, self._text), repeated_tokens=row.repeated
+        )
+
+    def _checked(self, made: list[list[MaskedExample] | MaskingError]) -> Iterator[list[MaskedExample] | MaskingError]:
+        """`made`, with the violation in place of the rows where one of them breaks an invariant."""
+        arrays = [
+            [] if isinstance(rows, MaskingError) else [(np.array(row.input_ids), np.array(row.labels)) for row in rows]
+            for rows in made
+        ]
+        clean = batch_is_clean([pair for pairs in arrays for pair in pairs], self._rules)
+        for rows, pairs in zip(made, arrays, strict=True):
+            found = () if clean else (find_violation(ids, labels, self._rules) for ids, labels in pairs)
+            yield next((violation for violation in found if violation is not None), rows)
+
+    def _outcome(self, rows: list[MaskedExample] | MaskingError) -> Outcome:
+        if isinstance(rows, MaskingError):
+            return Outcome([], [rows])
+        errors: list[MaskingError] = []
+        kept = [fit(row, self.options, errors) for row in rows]
+        return Outcome([row for row in kept if row is not None], errors, too_long=bool(errors))

@@ -1,0 +1,1 @@
+"""A conversation → the texts of its supervised turns → ids → labels."""

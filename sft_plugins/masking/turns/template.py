@@ -1,0 +1,101 @@
+"""Chat templates → for every supervised turn, the text generation would be given and the text with the turn in it.
+
+    prompt_k = render(messages[:k], add_generation_prompt=True)        full_k = render(messages[:k + 1])
+
+Done plainly that renders a conversation of n turns 2n times. `prefixes.py` proves, conversation by conversation, for which
+prefixes one rendering gives them all; the others are rendered plainly. The results are the same strings.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sft_plugins.errors import MaskingError
+from sft_plugins.masking.examples.formats import Conversation
+from sft_plugins.masking.examples.messages import Message
+from sft_plugins.masking.turns.prefixes import WatchedTemplate
+
+
+class TurnText(NamedTuple):
+    """Texts of the supervised turn at `messages[at]`."""
+
+    at: int
+    prompt: str
+    full: str
+
+
+class ChatRenderer:
+    """Renders conversations with a tokenizer's chat template, or with one given in its place."""
+
+    def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._watched: dict[str, WatchedTemplate] = {}
+
+    @property
+    def available(self) -> bool:
+        return bool(self.chat_template or self.tokenizer.chat_template)
+
+    def template_source(self, tools: list[Any] | None = None) -> str:
+        return self.tokenizer.get_chat_template(self.chat_template, tools)
+
+    def render(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str:
+        """`apply_chat_template(tokenize=False)`; whatever the template raises comes back with its context."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tools=conversation.tools,
+                chat_template=self.chat_template,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+                **conversation.template_kwargs,
+            )
+        except Exception as error:  # templates and their filters raise anything
+            roles = " → ".join(message["role"] for message in messages[:8]) + (" → …" if len(messages) > 8 else "")
+            raise MaskingError(
+                f"the chat template cannot render the first {len(messages)} messages ({roles}): "
+                f"{type(error).__name__}: {error}",
+                code="template_error",
+                remedy="Change the row to what the template takes, or pass another `chat_template`.",
+            ) from error
+
+    def turns(self, conversation: Conversation, indices: list[int], *, shortcut: bool = True) -> list[TurnText]:
+        """Texts of the supervised turns at `indices` (ascending). `shortcut=False` renders every prefix plainly."""
+        messages = conversation.messages
+        last = indices[-1]
+        last_prompt = self.render(messages[:last], conversation, generation_prompt=True)
+        prefixes: dict[int, str] = {}
+        tail = ""
+        if shortcut and len(indices) > 1:
+            prefixes = self._prefixes(conversation, last + 1)
+            history = prefixes.get(last)
+            if history is None or not last_prompt.startswith(history):
+                prefixes = {}
+            else:
+                tail = last_prompt[len(history) :]
+
+        def prompt(k: int) -> str:
+            if k == last:
+                return last_prompt
+            if k in prefixes:
+                return prefixes[k] + tail
+            return self.render(messages[:k], conversation, generation_prompt=True)
+
+        def full(k: int) -> str:
+            if k + 1 in prefixes:
+                return prefixes[k + 1]
+            return self.render(messages[: k + 1], conversation, generation_prompt=False)
+
+        return [TurnText(k, prompt(k), full(k)) for k in indices]
+
+    def _prefixes(self, conversation: Conversation, length: int) -> dict[int, str]:
+        source = self.template_source(conversation.tools)
+        if source not in self._watched:
+            self._watched[source] = WatchedTemplate(source)
+        variables = {
+            "documents": None,
+            **self.tokenizer.special_tokens_map,
+            **conversation.template_kwargs,
+            "tools": conversation.tools,
+        }
+        return self._watched[source].prefixes(conversation.messages[:length], variables)

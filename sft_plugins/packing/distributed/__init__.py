@@ -1,0 +1,1 @@
+"""Packed rows dealt to several processes."""

@@ -1,0 +1,103 @@
+"""As many packed rows as the processes take together, so that none is trained twice.
+
+Invariant: the documents of the result are those of the given rows, each once; only rows that are taken apart are new.
+
+accelerate gives every process equally many rows. Where they do not come out even it begins anew at the first row, and those
+documents are trained twice in that epoch. Packed rows can be taken apart between two documents instead:
+
+    seq_lengths [3, 2, 4], [8]   for a multiple of 2   →   as they are
+    seq_lengths [3, 2, 4], [8], [9]                    →   [3, 2], [8], [9], [4]
+"""
+
+from __future__ import annotations
+
+import heapq
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from sft_plugins.errors import PackingError
+from sft_plugins.packing.arrow import TokenColumn
+
+_PER_TOKEN = ("input_ids", "labels")
+
+
+def even_rows(packed: Dataset, multiple_of: int) -> Dataset:
+    """Take some of the packed rows apart, so that their number is a multiple of `multiple_of`.
+
+    For training that sees every document exactly once per epoch, `multiple_of` is the number of processes ×
+    `per_device_train_batch_size`; gradient accumulation does not matter. Fewer than `multiple_of` rows are added.
+
+    Args:
+        packed: rows with `seq_lengths`, as `pack_dataset` makes them, columns carried along included.
+
+    Returns:
+        The same dataset if nothing is missing; else the untouched rows in their order (`select`, nothing is copied), then
+        the rows that were taken apart. The same rows and `multiple_of` give the same result in every process. Before
+        `deal_rows`, not after it.
+
+    Raises:
+        PackingError: `bad_option`; `bad_schema` if the rows are not packed; `too_few_documents`.
+
+    Example:
+        >>> rows = {"input_ids": [[5, 6, 7, 8], [9, 3]], "labels": [[-100, 6, -100, 8], [-100, 3]]}
+        >>> packed = Dataset.from_dict(rows | {"seq_lengths": [[2, 2], [2]]})
+        >>> even_rows(packed, 3)["input_ids"][:]
+        [[9, 3], [5, 6], [7, 8]]
+    """
+    try:
+        multiple = 0 if isinstance(multiple_of, (bool, np.bool_)) else operator.index(multiple_of)
+    except TypeError:
+        multiple = 0
+    if multiple < 1:
+        raise PackingError(f"multiple_of is {multiple_of!r}; expected an integer from 1 on", code="bad_option")
+    if not isinstance(packed, Dataset) or "seq_lengths" not in packed.column_names:
+        found = ", ".join(packed.column_names) if isinstance(packed, Dataset) else type(packed).__name__
+        raise PackingError(
+            f"there is no 'seq_lengths' in {found or 'an empty dataset'}, so where documents end is not known",
+            code="bad_schema",
+            remedy="pack the rows first, `pack_dataset(rows, max_length)`",
+        )
+    missing = -len(packed) % multiple
+    if not missing:
+        return packed
+    pieces = _pieces(TokenColumn.of(packed, "seq_lengths").length, missing)
+    taken = sorted({row for row, _, _ in pieces})
+    untouched = np.setdiff1d(np.arange(len(packed)), taken)
+    apart = Dataset.from_list(list(_cut(packed, pieces)), features=packed.features)
+    return concatenate_datasets([packed.select(untouched), apart])
+
+
+def _pieces(documents: np.ndarray, missing: int) -> list[tuple[int, int, int]]:
+    """`missing` cuts, always through the middle of the piece with most documents: `(row, first document, end)` of each piece.
+
+    documents per row [3, 1], 1 missing   →   (0, 0, 1), (0, 1, 3)
+    """
+    if (left := int((documents - 1).sum())) < missing:
+        raise PackingError(
+            f"{missing} more rows are needed, and the rows can be taken apart at {left} places only",
+            code="too_few_documents",
+            remedy="use fewer processes or smaller batches, or pack into shorter rows",
+        )
+    # No row is cut before those with more documents, so the first `missing` of them hold all the cuts.
+    most = np.argsort(-documents, kind="stable")[:missing]
+    heap = [(-int(documents[row]), int(row), 0) for row in most]
+    heapq.heapify(heap)
+    for _ in range(missing):
+        count, row, first = heapq.heappop(heap)
+        half = -count // 2
+        heapq.heappush(heap, (-half, row, first))
+        heapq.heappush(heap, (count + half, row, first + half))
+    pieces = [(row, first, first - count) for count, row, first in heap]
+    return sorted(piece for piece in pieces if piece[2] - piece[1] < documents[piece[0]])
+
+
+def _cut(packed: Dataset, pieces: list[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
+    for row, first, end in pieces:
+        whole = packed[row]
+        ends = np.concatenate([[0], np.cumsum(whole["seq_lengths"])])
+        tokens, documents = slice(ends[first], ends[end]), slice(first, end)
+        yield {name: values[tokens if name in _PER_TOKEN else documents] for name, values in whole.items()}

@@ -1,0 +1,1 @@
+"""Rows as they lie on disk, read as a stream."""

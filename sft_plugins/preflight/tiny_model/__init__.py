@@ -1,0 +1,1 @@
+"""A model's twin: the same architecture with a few thousand weights."""

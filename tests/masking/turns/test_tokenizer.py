@@ -1,0 +1,270 @@
+"""`TextTokenizer`: where texts may be cut, how they go on, and what ids stand for, each against the tokenizer itself."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
+
+from sft_plugins.masking import PromptMasker
+from sft_plugins.masking.turns.tokenizer import TextTokenizer
+from testkit import mask_oracle
+from testkit.conversations import BY_NAME, TemplateKnobs, texts
+from testkit.properties import quiet
+from testkit.tokenizers import build_tokenizer
+
+FAST = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "unigram", "t5", "wordpiece")
+EXACT = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "sp-bpe-slow", "byt5")
+
+# Names that overlap, contain and continue one another, with every flag that lets a token reach beyond itself.
+TRICKY = [
+    AddedToken("<a>", special=True, normalized=False),
+    AddedToken("<b>", special=True, normalized=False, lstrip=True),
+    AddedToken("<c>", special=True, normalized=False, rstrip=True),
+    AddedToken("<d>", special=True, normalized=False, single_word=True),
+    AddedToken("<n>", special=True, normalized=True),
+    AddedToken("<a><b>", special=True, normalized=False),
+    AddedToken("x<a", special=True, normalized=False),
+    AddedToken(">>", special=False, normalized=False),
+    AddedToken("<e>", special=True, normalized=False),
+    AddedToken("<e>y", special=True, normalized=False, lstrip=True),
+    AddedToken("<f>", special=True, normalized=False),
+    AddedToken("<f>z", special=True, normalized=False, single_word=True),
+]
+PIECES = [
+    "<a>",
+    "<b>",
+    "<c>",
+    "<d>",
+    "<n>",
+    "<e>",
+    "<f>",
+    "x",
+    "y",
+    "z",
+    "<",
+    ">",
+    " ",
+    "\n",
+    "  ",
+    "é",
+    "The",
+    "42",
+    "<|im_end|>",
+]
+
+
+@functools.cache
+def plain(kind: str) -> TextTokenizer:
+    return TextTokenizer(build_tokenizer(kind))
+
+
+@functools.cache
+def tricky(kind: str, number: int) -> TextTokenizer:
+    """Some of the tricky tokens, drawn by number, in an order drawn by number."""
+    tokenizer = build_tokenizer(kind)
+    order = random.Random(number).sample(TRICKY, k=random.Random(number).randint(4, len(TRICKY)))
+    tokenizer.add_tokens(order, special_tokens=True)
+    return TextTokenizer(tokenizer)
+
+
+def ids_of(text: TextTokenizer, value: str) -> list[int]:
+    return list(text.tokenizer(value, add_special_tokens=False)["input_ids"])
+
+
+messy = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
+
+
+@quiet(max_examples=400)
+@given(kind=st.sampled_from(FAST), number=st.integers(0, 11), left=messy, right=messy)
+def test_texts_may_be_cut_at_every_safe_joint(kind: str, number: int, left: str, right: str) -> None:
+    text = tricky(kind, number)
+    if text.is_safe_joint(right):
+        assert ids_of(text, left + right) == ids_of(text, left) + ids_of(text, right)
+    joint = text.last_safe_joint(left + right)
+    if joint is not None:
+        whole = left + right
+        assert ids_of(text, whole) == ids_of(text, whole[:joint]) + ids_of(text, whole[joint:])
+
+
+@quiet(max_examples=150)
+@given(kind=st.sampled_from(FAST), left=texts(), right=texts())
+def test_ordinary_texts_may_be_cut_before_a_special_token(kind: str, left: str, right: str) -> None:
+    text = plain(kind)
+    right = "<|im_end|>" + right
+    assert text.is_safe_joint(right)
+    assert ids_of(text, left + right) == ids_of(text, left) + ids_of(text, right)
+
+
+def test_which_joints_are_safe() -> None:
+    text = plain("qwen")
+    assert text.is_safe_joint("<|im_start|>user")
+    assert not text.is_safe_joint(" <|im_start|>")
+    assert not text.is_safe_joint("user")
+    assert not text.is_safe_joint("")
+    assert text.last_safe_joint("a<|im_end|>\n<|im_start|>b") == len("a<|im_end|>\n")
+    assert text.last_safe_joint("plain") is None
+    assert not TextTokenizer(build_tokenizer("sp-bpe-slow")).is_safe_joint("<|im_start|>")  # slow: nothing is known
+
+
+@pytest.mark.parametrize(
+    ("tokens", "safe", "unsafe"),
+    [
+        ([AddedToken("<k>", special=True, lstrip=True, normalized=False)], [], ["<k>"]),
+        ([AddedToken("<k>", special=True, single_word=True, normalized=False)], [], ["<k>"]),
+        ([AddedToken("<k>", special=True, rstrip=True, normalized=False)], ["<k>", "<k> x"], []),
+        ([AddedToken("<k>", special=True, normalized=False), AddedToken("x<k", special=True, normalized=False)], [], ["<k>"]),
+        ([AddedToken("<k>", special=True, normalized=False), AddedToken("x<k>y", special=True, normalized=False)], [], ["<k>"]),
+        ([AddedToken("<k>", special=True, normalized=False), AddedToken("<k>>", special=True, normalized=False)],
+         ["<k>", "<k>>"], []),
+        ([AddedToken("<k>", special=True, normalized=False), AddedToken("<k>y", special=True, normalized=False, lstrip=True)],
+         ["<k>", "<k>x"], ["<k>y"]),
+    ],
+    ids=["lstrip", "single_word", "rstrip", "overlap", "inside", "longer", "longer_lstrip"],
+)  # fmt: skip
+def test_tokens_that_reach_to_their_left_are_no_safe_joint(
+    tokens: list[AddedToken], safe: list[str], unsafe: list[str]
+) -> None:
+    tokenizer = build_tokenizer("qwen")
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    text = TextTokenizer(tokenizer)
+    assert [text.is_safe_joint(right) for right in safe + unsafe] == [True] * len(safe) + [False] * len(unsafe)
+    for right in safe:
+        for left in ("a ", "x", "<", " "):
+            assert ids_of(text, left + right) == ids_of(text, left) + ids_of(text, right)
+    # Guard: cut before the others, some text comes out otherwise.
+    pairs = [(left, right + after) for right in unsafe for left in ("a ", "x") for after in ("", "y")]
+    assert not pairs or any(ids_of(text, a + b) != ids_of(text, a) + ids_of(text, b) for a, b in pairs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Continuations, prompts, pieces
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@quiet(max_examples=200)
+@given(kind=st.sampled_from(EXACT), value=texts(min_words=1))
+def test_continuations_decode_back(kind: str, value: str) -> None:
+    text = plain(kind)
+    (ids,) = text.encode_continuations([value])
+    before = ids_of(text, "Question:")
+    if text.goes_on(ids, value):
+        assert mask_oracle.continuation(text.tokenizer, before, ids) == value
+    else:  # only where the tokenizer itself cannot give the text back behind anything
+        ways = mask_oracle.tokenisations(text.tokenizer, value)
+        assert all(mask_oracle.continuation(text.tokenizer, before, one) != value for one in ways)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_plain_continuations_do_decode_back(kind: str) -> None:
+    """Guard for the test above."""
+    text = plain(kind)
+    for value in ("four", " four", "\nfour", "Hello there!\n\nYes.", "日本 é"):
+        (ids,) = text.encode_continuations([value])
+        assert text.goes_on(ids, value)
+        assert text.decode(ids) == value
+
+
+@pytest.mark.parametrize("kind", [*FAST, "sp-bpe-slow", "byt5"])
+def test_prompts_have_bos_at_most_once_and_no_eos_behind(kind: str) -> None:
+    text = plain(kind)
+    tokenizer = text.tokenizer
+    bos = tokenizer.bos_token_id
+    for prompt in ("Hello", "Hello there. ", (tokenizer.bos_token or "") + "Hello"):
+        ids = text.encode_prompt(prompt)
+        full = list(tokenizer(prompt)["input_ids"])
+        assert ids[-1] != tokenizer.eos_token_id
+        assert ids[-len(ids_of(text, prompt)) :] == ids_of(text, prompt)
+        if bos is not None and bos in full:
+            assert ids.count(bos) == 1
+            assert ids[0] == bos
+        elif bos is not None:
+            assert bos not in ids
+
+
+@pytest.mark.parametrize("kind", ["bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy"])
+def test_pieces_are_what_the_tokenizer_decodes(kind: str) -> None:
+    text = plain(kind)
+    assert text.pieces is not None
+    assert len(text.pieces) == len(text.tokenizer)
+    draw = random.Random(0)
+    front = ids_of(text, "a")  # decoders trim the beginning of a text
+    for _ in range(300):
+        ids = [draw.randrange(text.size) for _ in range(draw.randint(1, 8))]
+        expected = mask_oracle.continuation(text.tokenizer, front, ids)
+        if "�" in (expected or "�") or text.tokenizer.unk_token_id in ids:
+            continue  # bytes that are no text: decoders differ in how many marks they put there
+        assert text.decode(ids) == expected
+        widths = text.widths(ids)
+        assert widths is not None
+        assert widths.sum() == len(text.decode_bytes(ids)) == len(expected.encode())
+
+
+@pytest.mark.parametrize("kind", ["t5", "wordpiece"])
+def test_vocabularies_that_lose_text_have_no_exact_rows(kind: str) -> None:
+    text = plain(kind)
+    assert not text.decodes_to(ids_of(text, "Two  Words\n"), "Two  Words\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows that depend on it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_normalises_unicode_is_accepted() -> None:
+    tokenizer = build_tokenizer("qwen", normalizer=normalizers.NFC())
+    decomposed = "e\u0301t\u00e9"
+    messages = [{"role": "user", "content": decomposed}, {"role": "assistant", "content": decomposed + "!"}] * 2
+    (made,) = PromptMasker(tokenizer).encode({"messages": messages})
+    answers = [mask_oracle.decode(tokenizer, made.input_ids[a:b]) for a, b in mask_oracle.runs(made.labels)]
+    assert answers == ["\u00e9t\u00e9!<|im_end|>"] * 2
+    prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True, return_dict=False)
+    assert made.input_ids[: len(prompt)] == prompt
+    (pair,) = PromptMasker(tokenizer).encode({"prompt": decomposed, "response": decomposed})
+    assert mask_oracle.decode(tokenizer, pair.input_ids).endswith("\u00e9t\u00e9<|im_end|>")
+
+
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["sp-bpe", "qwen", "llama3"])
+def test_rows_are_exact_where_special_tokens_swallow_the_white_space_behind_them(kind: str) -> None:
+    """Phi-3's tokens have rstrip=True: the newline after `<|assistant|>` leaves no id, neither here nor at generation."""
+    tokenizer = build_tokenizer(kind, chat_template=PHI3, special_tokens=(), eos="<|endoftext|>")
+    names = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_tokens(
+        [AddedToken(name, special=True, normalized=False, rstrip=True) for name in names], special_tokens=True
+    )
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    masker = PromptMasker(tokenizer)
+    assert end in masker.stop_token_ids
+    for name in ("one_turn", "many_turns", "system", "repeated_answer", "digits"):
+        row = BY_NAME[name].for_tokenizer("")
+        made = masker.encode(row)
+        messages = row["messages"]
+        last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+        prompt = tokenizer.apply_chat_template(messages[:last], add_generation_prompt=True, return_dict=False)
+        ids, labels = made[-1].input_ids, made[-1].labels
+        start, stop = mask_oracle.runs(labels)[-1]
+        assert ids[:start] == list(prompt)
+        assert ids[stop - 1] == end
+        assert mask_oracle.decode(tokenizer, ids[start:stop]).strip() == messages[last]["content"].strip() + "<|end|>"
+        assert mask_oracle.structure(tokenizer, ids, labels) == []
+
+
+def test_a_template_rendered_under_every_tricky_token_stays_exact() -> None:
+    knobs = TemplateKnobs(header="<|im_start|>{role}: ")
+    row = BY_NAME["many_turns"].for_tokenizer("")
+    for number in range(12):
+        tokenizer = tricky("qwen", number).tokenizer
+        tokenizer.chat_template = knobs.jinja()
+        masker = PromptMasker(tokenizer)
+        stops = set(masker.stop_token_ids)
+        assert mask_oracle.violations(tokenizer, row, masker.encode(row), stop_ids=stops) == []
