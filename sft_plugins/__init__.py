@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sft_plugins.packing import pack_stream as pack_stream
     from sft_plugins.packing import plan_packs as plan_packs
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when first used: the command line answers `--help` without loading torch.
 _PUBLIC = {
