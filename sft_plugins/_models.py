@@ -1,4 +1,4 @@
-"""Which module to isolate: the causal LM inside PEFT, DDP and compile wrappers; and what cannot be isolated at all."""
+"""Which module is the causal LM inside PEFT, DDP and compile wrappers, what cannot be isolated at all, and how weights lie."""
 
 from __future__ import annotations
 
@@ -100,6 +100,15 @@ def lowest_precision(model: nn.Module) -> torch.dtype:
     if any(not dtype.is_floating_point or torch.finfo(dtype).bits < 16 for dtype in types):
         return torch.bfloat16
     return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether no process holds all weights: FSDP of either version, or DeepSpeed's ZeRO-3. A forward gathers them."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # unless it is loaded nothing is sharded by it
+    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    return any(isinstance(module, kinds) for module in model.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
 
 
 def _refusal(what: str, code: str, remedy: str) -> ContaminationError:

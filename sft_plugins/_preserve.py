@@ -27,13 +27,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sft_plugins._four_bit import trainable_four_bit
-
 __all__ = ["adapter_off", "seeded", "untouched"]
 
 # Above this size a buffer is no scratch value (an old architecture's causal mask, say), and a copy would cost memory.
 _BUFFER_BYTES = 2**20
 _PLAIN = (bool, int, float, str, type(None))
+_FOUR_BIT_SWITCH = "support_avx512bf16_for_cpu"
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def untouched(model: nn.Module, tokenizer: Any = None) -> Iterator[None]:
             # Not model.eval(): some modules override train() and do work in it (merging an adapter, say).
             module.training = False
         stack.enter_context(torch.no_grad())
-        stack.enter_context(trainable_four_bit(model))
+        stack.callback(_four_bit(model))
         yield
 
 
@@ -178,6 +177,23 @@ def _configs(model: nn.Module) -> Callable[[], None]:
             for name, value in values.items():
                 if getattr(target, name, None) is not value:
                     setattr(target, name, value)
+
+    return restore
+
+
+def _four_bit(model: nn.Module) -> Callable[[], None]:
+    """Forwards in evaluation mode leave the layout of 4-bit weights alone, until restored.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 lays a 4-bit layer's weight out anew at its first forward in evaluation
+    mode, for good: from then on the layer passes no gradient back, in training mode either, and nothing is said.
+    """
+    layers = [module for module in model.modules() if getattr(module, _FOUR_BIT_SWITCH, False)]
+    for layer in layers:
+        setattr(layer, _FOUR_BIT_SWITCH, False)
+
+    def restore() -> None:
+        for layer in layers:
+            setattr(layer, _FOUR_BIT_SWITCH, True)
 
     return restore
 

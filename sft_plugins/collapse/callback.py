@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft_plugins._models import is_sharded
 from sft_plugins._preserve import untouched
-from sft_plugins._sharding import is_sharded
 from sft_plugins.collapse.detect.verdict import DetectorConfig, Verdict
 from sft_plugins.collapse.distributed import Ranks, is_out_of_memory
 from sft_plugins.collapse.history import config_hash, plain

@@ -99,12 +99,7 @@ class BlockDiagonalPackingCollator:
         return {
             "input_ids": torch.from_numpy(ids)[None],
             "labels": torch.from_numpy(labels)[None],
-            "position_ids": boundaries.position_ids("cpu"),
-            "cu_seq_lens_q": boundaries.cu_seq_lens("cpu"),
-            "cu_seq_lens_k": boundaries.cu_seq_lens("cpu"),
-            "max_length_q": boundaries.max_length,
-            "max_length_k": boundaries.max_length,
-            "seq_idx": boundaries.seq_idx("cpu"),
+            **boundaries.batch("cpu"),
         }
 
     def _read(self, row: int, feature: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

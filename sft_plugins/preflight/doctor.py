@@ -126,9 +126,10 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
     Whatever the model's own code raises is a finding, not an error.
     """
     from sft_plugins._models import causal_lm_of, lowest_precision
+    from sft_plugins._preserve import untouched
     from sft_plugins.packing import isolate
     from sft_plugins.packing.isolation.forward import install, installed_backend, uninstall
-    from sft_plugins.packing.isolation.probe import quiet, reference_of
+    from sft_plugins.packing.isolation.probe import reference_of
 
     net = model.model if isinstance(model, Twin) else model
     about = _about(net, str(model) if isinstance(model, Twin) else None)
@@ -146,7 +147,7 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
     before = installed_backend(lm)
     uninstall(lm)
     try:
-        with quiet(lm):
+        with untouched(lm):
             reference = reference_of(lm)
             tolerance = reference.tolerance
             ways = tuple(_measure(lm, reference, name) for name in WAYS)
@@ -215,48 +216,40 @@ def _measure(lm: nn.Module, reference: Reference, name: str) -> Way:
     import torch
 
     from sft_plugins.packing.isolation.boundaries import Boundaries
+    from sft_plugins.packing.isolation.probe import logits_of
 
     boundaries = Boundaries(np.array([document.shape[1] for document in reference.documents]))
-    batch = _BATCHES[name](reference.documents, boundaries)
+    ids = torch.cat(reference.documents, dim=1)
+    batch = {"input_ids": ids, **_KEYS[name](boundaries, ids.device)}
     try:
-        output = lm(**batch)
+        logits = logits_of(lm, batch)[0].split(boundaries.lengths.tolist())
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # model code fails in every way there is
         return Way(name, "fails", error=f"{type(error).__name__}: {_first_line(error)}")
-    logits = (output.logits if hasattr(output, "logits") else output[0])[0].float().split(boundaries.lengths.tolist())
     gaps = [(a - b).abs().max() for a, b in zip(logits, reference.logits, strict=True)]
     # `nan > x` is False: a NaN must count as a difference.
     worst = float(torch.stack(gaps).nan_to_num(torch.inf).max()) / reference.scale
     return Way(name, "exact" if worst <= reference.tolerance else "leaks", worst)
 
 
-def _end_to_end(documents: list[torch.Tensor], boundaries: Boundaries) -> dict[str, Any]:  # noqa: ARG001
-    import torch
-
-    return {"input_ids": torch.cat(documents, dim=1), "use_cache": False}
+def _end_to_end(boundaries: Boundaries, device: torch.device) -> dict[str, Any]:  # noqa: ARG001
+    return {"use_cache": False}
 
 
-def _position_ids(documents: list[torch.Tensor], boundaries: Boundaries) -> dict[str, Any]:
-    positions = boundaries.position_ids(documents[0].device)
-    return _end_to_end(documents, boundaries) | {"position_ids": positions}
+def _position_ids(boundaries: Boundaries, device: torch.device) -> dict[str, Any]:
+    return {"position_ids": boundaries.position_ids(device), "use_cache": False}
 
 
-def _all_keys_cached(documents: list[torch.Tensor], boundaries: Boundaries) -> dict[str, Any]:
-    from sft_plugins.packing.isolation.probe import packed_batch
-
-    return packed_batch(documents, boundaries)
+def _all_keys(boundaries: Boundaries, device: torch.device) -> dict[str, Any]:
+    return boundaries.batch(device) | {"use_cache": False}
 
 
-def _all_keys(documents: list[torch.Tensor], boundaries: Boundaries) -> dict[str, Any]:
-    return _all_keys_cached(documents, boundaries) | {"use_cache": False}
-
-
-_BATCHES: dict[str, Callable[[list[torch.Tensor], Boundaries], dict[str, Any]]] = {
+_KEYS: dict[str, Callable[[Boundaries, torch.device], dict[str, Any]]] = {
     "end_to_end": _end_to_end,
     "position_ids": _position_ids,
     "all_keys": _all_keys,
-    "all_keys_cached": _all_keys_cached,
+    "all_keys_cached": lambda boundaries, device: boundaries.batch(device),
 }
 
 

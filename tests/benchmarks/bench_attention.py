@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_plugins.packing.isolation.apply import isolate
 from sft_plugins.packing.isolation.boundaries import Boundaries
-from sft_plugins.packing.isolation.probe import packed_batch
 
 
 def documents_of(tokens: int, mean: int, seed: int) -> list[torch.Tensor]:
@@ -82,11 +81,12 @@ def measure(options: argparse.Namespace) -> Measured:
     for tokens in options.tokens:
         documents = documents_of(tokens, options.mean, seed=0)
         lengths = np.array([d.shape[1] for d in documents])
+        packed = {"input_ids": torch.cat(documents, dim=1), **Boundaries(lengths).batch("cpu")}
         record = {
             "tokens": tokens,
             "documents": len(documents),
             "squares_share": float((lengths**2).sum()) / tokens**2,
-            "packed_s": median_seconds(step(model, packed_batch(documents, Boundaries(lengths))), options.repeats),
+            "packed_s": median_seconds(step(model, packed), options.repeats),
             "padded_s": median_seconds(step(plain, {**padded_batch(documents), "use_cache": False}), options.repeats),
         }
         if tokens <= options.dense_up_to:

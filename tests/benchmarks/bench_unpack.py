@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from harness import Measured, median_seconds, script
 
-from sft_plugins.packing.isolation.backends.unpack import _buckets, install_unpack
+from sft_plugins.packing.isolation.backends.unpack import Unpack, _buckets
+from sft_plugins.packing.isolation.forward import install
 from testkit.isolation_oracle import make_documents, packed_batch
 from testkit.tiny_models import build
 
@@ -41,7 +42,7 @@ def _record(name: str, tokens: int) -> dict[str, Any]:
     mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
     padded = _seconds(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()])
     alone = _seconds(lambda: torch.cat([model(input_ids=d[None], use_cache=False).logits[0] for d in documents]))
-    install_unpack(model)
+    install(model, Unpack())
     unpacked = _seconds(lambda: model(**packed_batch(documents)).logits)
     buckets = _buckets(np.asarray(lengths), padding=True)
     slots = sum(len(bucket) * max(lengths[i] for i in bucket) for bucket in buckets)

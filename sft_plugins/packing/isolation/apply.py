@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from sft_plugins._models import causal_lm_of, lowest_precision
+from sft_plugins._preserve import untouched
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.native import Native, has_linear_kernels, uses_flash_attention
 from sft_plugins.packing.isolation.backends.unpack import Unpack
 from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION, Varlen
 from sft_plugins.packing.isolation.forward import Backend, install, installed_backend, uninstall
-from sft_plugins.packing.isolation.probe import Measured, Reference, entrance, measure, quiet, reference_of
+from sft_plugins.packing.isolation.probe import Measured, Reference, entrance, measure, reference_of
 
 BACKENDS = ("auto", "varlen", "native", "unpack")
 
@@ -122,7 +123,7 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     uninstall(lm)
     rejected: list[str] = []
     try:
-        with quiet(lm):
+        with untouched(lm):
             reference = reference_of(lm, run=run)
             for candidate in _candidates(lm, backend):
                 undo = install(lm, candidate)
@@ -155,7 +156,7 @@ def check_isolation(model: nn.Module) -> IsolationReport:
     backend = installed_backend(lm)
     name = "none" if backend is None else backend.name
     rejected: list[str] = []
-    with quiet(lm):
+    with untouched(lm):
         reference = reference_of(lm, run=run)
         measured = _try(reference, rejected, name)
     if measured is None:

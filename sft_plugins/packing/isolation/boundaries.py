@@ -11,7 +11,8 @@ Interface for backends
 `seq_idx`, or `position_ids` that restart. `position_ids` stays in `arguments` (and is filled in where it was missing).
 
 `Boundaries` covers B·T tokens, row-major; no document crosses a row. It offers `lengths`, `starts` (numpy), and on a
-device `cu_seq_lens`, `position_ids`, `seq_idx`, and `groups` (documents of equal length together).
+device `cu_seq_lens`, `position_ids`, `seq_idx`, all of them as the keys of a batch (`batch`), and `groups` (documents of
+equal length together).
 
 `forward.py` puts a backend on a model, calls it with the boundaries of each packed forward, and keeps them within reach
 of every layer (`current_boundaries()`), through gradient checkpointing's recompute too.
@@ -97,6 +98,21 @@ class Boundaries:
         """int32 [rows, T/rows]: which document each token belongs to."""
         indices = np.repeat(np.arange(self.lengths.size, dtype=np.int32), self.lengths)
         return self._on(device, "seq_idx", indices.reshape(self.rows, -1))
+
+    def keys(self, device: torch.device | str) -> dict[str, Any]:
+        """What `BOUNDARY_KEYS` name."""
+        ends, longest = self.cu_seq_lens(device), self.max_length
+        return {
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": longest,
+            "max_length_k": longest,
+            "seq_idx": self.seq_idx(device),
+        }
+
+    def batch(self, device: torch.device | str) -> dict[str, Any]:
+        """Every key of a packed batch that says where documents end."""
+        return {"position_ids": self.position_ids(device), **self.keys(device)}
 
     def groups(self, device: torch.device | str) -> list[Group]:
         """Documents of equal length together, shortest first."""

@@ -9,9 +9,7 @@ reached first takes the boundary keys out of the batch. Class, parameters, confi
 
 A backend is an object with a `name`, `keep_keys`, `open` and `run` (see `Backend`). Inside a packed forward
 `run(call, arguments, boundaries)` stands in for the backbone's forward: it may call `call` with other arguments
-(documents as a padded batch, say; nested backbones are then left alone) and returns the packed output. So
-
-    def install_unpack(model): return install(model, Unpack())      # returns its undo
+(documents as a padded batch, say; nested backbones are then left alone) and returns the packed output.
 """
 
 from __future__ import annotations
@@ -134,7 +132,7 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     refuse_context_parallel()
 
     if entry.backend.keep_keys:
-        arguments |= _accepted(signature, _keys_of(boundaries, inputs.device))
+        arguments |= _accepted(signature, boundaries.keys(inputs.device))
     if not entry.is_backbone:
         arguments |= _without_cache(signature)
     if "position_ids" not in _accepted(signature, arguments):
@@ -205,17 +203,6 @@ def _accepted(signature: inspect.Signature, arguments: dict[str, Any]) -> dict[s
 def _without_cache(signature: inspect.Signature) -> dict[str, Any]:
     # A cache made inside the forward switches transformers' own isolation off, and nothing reads it.
     return _accepted(signature, {"use_cache": False})
-
-
-def _keys_of(boundaries: Boundaries, device: torch.device) -> dict[str, Any]:
-    ends, longest = boundaries.cu_seq_lens(device), boundaries.max_length
-    return {
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        "seq_idx": boundaries.seq_idx(device),
-    }
 
 
 def backbones(model: nn.Module) -> list[nn.Module]:

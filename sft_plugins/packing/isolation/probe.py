@@ -1,6 +1,6 @@
 """The experiment that shows whether documents of a packed row see one another, on the very model at hand.
 
-Invariant: it leaves the model, its buffers, modes and hooks, and every random generator as they were.
+Invariant: under `untouched(model)` it leaves the model, its buffers and modes, and every random generator as they were.
 
 Two questions, asked of the model's own logits on made-up documents (lengths 7, 1, 12, 7, say):
 1. Does each document get in the packed row what it gets alone?   (catches wrong positions, masks, windows, states)
@@ -16,10 +16,7 @@ bit for bit, or, where a backend's sums run in another order (experts, batched d
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +24,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from sft_plugins._four_bit import trainable_four_bit
 from sft_plugins._models import lowest_precision
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.boundaries import Boundaries
@@ -109,7 +105,7 @@ def entrance(model: nn.Module, lm: nn.Module) -> nn.Module:
 
 
 def reference_of(model: nn.Module, *, run: nn.Module | None = None) -> Reference:
-    """Run the probe's documents alone, through a causal LM (unwrapped) that `quiet` holds still.
+    """Run the probe's documents alone, through a causal LM (unwrapped) that `untouched` holds still.
 
     Args:
         run: the `entrance` to `model`, where that is another module.
@@ -194,28 +190,16 @@ def measure(reference: Reference) -> Measured:
 
 
 def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """float32 logits [B, T, V] of an ordinary forward; a batch of packed keys is passed as a host passes it."""
-    output = model(**batch) if "position_ids" in batch else model(**batch, use_cache=False)
+    """float32 logits [B, T, V] of an ordinary forward, without autocast; a packed batch is passed as a host passes it."""
+    options = {} if "position_ids" in batch else {"use_cache": False}
+    with torch.autocast(batch["input_ids"].device.type, enabled=False):
+        output = model(**options | batch)
     return (output.logits if hasattr(output, "logits") else output[0]).float()
 
 
-def packed_batch(documents: list[torch.Tensor], boundaries: Boundaries) -> dict[str, Any]:
-    """The keys of a packed batch, as `BlockDiagonalPackingCollator` makes it."""
-    ids = torch.cat(documents, dim=1)
-    ends, longest = boundaries.cu_seq_lens(ids.device), boundaries.max_length
-    return {
-        "input_ids": ids,
-        "position_ids": boundaries.position_ids(ids.device),
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        "seq_idx": boundaries.seq_idx(ids.device),
-    }
-
-
 def _split(model: nn.Module, documents: list[torch.Tensor], boundaries: Boundaries) -> list[torch.Tensor]:
-    logits = logits_of(model, packed_batch(documents, boundaries))[0]
+    ids = torch.cat(documents, dim=1)
+    logits = logits_of(model, {"input_ids": ids, **boundaries.batch(ids.device)})[0]
     return list(logits.split(boundaries.lengths.tolist()))
 
 
@@ -268,37 +252,3 @@ def _tolerance(
         return least  # a model that takes no padded batch
     noise = max(float((row[: len(one)] - one).abs().max()) for row, one in zip(together, logits, strict=True)) / scale
     return min(max(least, 4 * noise), most) if np.isfinite(noise) else least
-
-
-@contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast; afterwards modes, buffers and random generators are as before."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    kind = next(model.parameters()).device.type
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            torch.autocast(kind, enabled=False),
-            trainable_four_bit(model),
-        ):
-            model.eval()
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for module, training in modes.items():
-            module.training = training
-        for module, name, buffer, before in buffers:
-            with torch.no_grad():
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-            module._buffers[name] = buffer

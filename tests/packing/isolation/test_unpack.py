@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.apply import isolate
-from sft_plugins.packing.isolation.backends.unpack import Unpack, _buckets, install_unpack
+from sft_plugins.packing.isolation.backends.unpack import Unpack, _buckets
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.forward import install
 from testkit.isolation_oracle import (
@@ -220,7 +220,7 @@ def test_embeddings_instead_of_ids(name: str, way: str) -> None:
 def test_positions_that_restart_elsewhere_than_at_zero_are_kept() -> None:
     tiny = build("llama")
     documents = make_documents([4, 6], tiny.vocab_size)
-    install_unpack(tiny.model)
+    install(tiny.model, Unpack())
     batch = packed_batch(documents)
     with torch.no_grad():
         expected = [
@@ -241,7 +241,7 @@ def test_hidden_states_and_router_logits_are_packed_and_the_auxiliary_loss_count
     options = {"output_hidden_states": True, "output_router_logits": True}
     with torch.no_grad():
         alone = [tiny.model(input_ids=d[None], use_cache=False, **options) for d in documents]
-        install_unpack(tiny.model)
+        install(tiny.model, Unpack())
         packed = tiny.model(**packed_batch(documents), **options)
     assert packed.past_key_values is None
     for layer, states in enumerate(packed.hidden_states):
@@ -261,7 +261,7 @@ def test_hidden_states_and_router_logits_are_packed_and_the_auxiliary_loss_count
 def test_tuples_come_back_as_tuples() -> None:
     tiny = build("llama")
     documents = make_documents(LENGTHS, tiny.vocab_size)
-    install_unpack(tiny.model)
+    install(tiny.model, Unpack())
     with torch.no_grad():
         named = tiny.model(**packed_batch(documents)).logits
         plain = tiny.model(**packed_batch(documents), return_dict=False)[0]
@@ -270,7 +270,7 @@ def test_tuples_come_back_as_tuples() -> None:
 
 def test_attention_weights_have_no_packed_form() -> None:
     tiny = build("gpt_oss")
-    install_unpack(tiny.model)
+    install(tiny.model, Unpack())
     with pytest.raises(ContaminationError, match="no packed form") as error:
         tiny.model(**packed_batch(make_documents([3, 4], tiny.vocab_size)), output_attentions=True)
     assert error.value.code == "output_attentions"
@@ -360,7 +360,7 @@ def test_padded_batches_and_generation_are_untouched(name: str) -> None:
     with torch.no_grad():
         before = tiny.model(input_ids=ids, attention_mask=mask).logits
         text_before = tiny.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
-        install_unpack(tiny.model)
+        install(tiny.model, Unpack())
         after = tiny.model(input_ids=ids, attention_mask=mask).logits
         text_after = tiny.model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
     assert torch.equal(before, after)
@@ -371,7 +371,7 @@ def test_removal_leaves_the_model_as_it_was() -> None:
     tiny = build("opt")
     before = {name: set(vars(module)) for name, module in tiny.model.named_modules()}
     keys = list(tiny.model.state_dict())
-    undo = install_unpack(tiny.model)
+    undo = install(tiny.model, Unpack())
     assert list(tiny.model.state_dict()) == keys
     undo()
     assert {name: set(vars(module)) for name, module in tiny.model.named_modules()} == before
@@ -380,7 +380,7 @@ def test_removal_leaves_the_model_as_it_was() -> None:
 def test_a_copy_runs_its_own_weights() -> None:
     tiny = build("opt")
     documents = make_documents(LENGTHS, tiny.vocab_size)
-    install_unpack(tiny.model)
+    install(tiny.model, Unpack())
     twin = copy.deepcopy(tiny.model)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -395,7 +395,7 @@ def test_bf16_differs_from_documents_alone_no_more_than_bf16_itself_does() -> No
     tiny = build("jamba")
     documents = make_documents(LENGTHS, tiny.vocab_size)
     reference = run_alone(tiny.model, documents, gradients=False)
-    install_unpack(tiny.model)
+    install(tiny.model, Unpack())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         alone = gap(reference, run_alone(tiny.model, documents, gradients=False)).logits
         packed = gap(reference, run_packed(tiny.model, documents, gradients=False)).logits

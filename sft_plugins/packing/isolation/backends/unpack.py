@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sft_plugins._sharding import is_sharded
+from sft_plugins._models import is_sharded
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.boundaries import Boundaries
-from sft_plugins.packing.isolation.forward import Switch, install
+from sft_plugins.packing.isolation.forward import Switch
 
 _LENGTH_MATTERS = ("reformer",)
 """Models whose attention to a document depends on how much padding follows it: locality-sensitive hashing sorts tokens
@@ -45,7 +45,7 @@ _FILL = 0.75
 
 
 class Unpack:
-    """Backend that runs the backbone on separate documents (see `entry.Backend`).
+    """Backend that runs the backbone on separate documents (see `forward.Backend`).
 
     Naive equivalent: `torch.cat([backbone(document) for document in documents], dim=1)`.
 
@@ -81,11 +81,6 @@ class Unpack:
                 documents cannot be padded.
         """
         return _by_document(call, arguments, boundaries, padding=self.padding)
-
-
-def install_unpack(model: nn.Module) -> Callable[[], None]:
-    """Install `Unpack` on a causal LM and return what takes it off again."""
-    return install(model, Unpack())
 
 
 def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries: Boundaries, *, padding: bool) -> Any:
