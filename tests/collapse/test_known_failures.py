@@ -1,4 +1,4 @@
-"""The rows of FAILURES.md that concern the callback as a whole: C2–C6, C8, C10, on the plain Trainer.
+"""The rows of `docs/known-failures.md` that concern the callback as a whole: C2–C6, C8, C10, on the plain Trainer.
 
 C1, C6 and C7 as measures stand in `test_entropy.py`; C9 in `test_distributed.py`; TRL in `tests/integrations/trl`.
 """
