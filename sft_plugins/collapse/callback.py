@@ -27,13 +27,12 @@ from sft_plugins.collapse.detect.verdict import DetectorConfig, Verdict
 from sft_plugins.collapse.distributed import Ranks, is_out_of_memory
 from sft_plugins.collapse.history import config_hash, plain
 from sft_plugins.collapse.metrics.homogeneity import BOILERPLATE
-from sft_plugins.collapse.monitor import Outcome, Watch
+from sft_plugins.collapse.monitor import Monitor, ProbeResult
 from sft_plugins.collapse.probe.figures import PREFIX
 from sft_plugins.collapse.probe.probe import Prober
 from sft_plugins.collapse.probe.prompts import load_prompts
-from sft_plugins.collapse.schedule import Cadence
-from sft_plugins.collapse.trainer_log import find_trainer, log_through
-from sft_plugins.collapse.voice import Voice
+from sft_plugins.collapse.schedule import Schedule
+from sft_plugins.collapse.trainer_log import Console, find_trainer, log_through
 from sft_plugins.errors import CollapseError
 
 __all__ = ["ModeCollapseCallback"]
@@ -135,12 +134,12 @@ class ModeCollapseCallback(TrainerCallback):
             "patterns": tuple(boilerplate),
         }
         self._trainer: weakref.ref[Trainer] | None = None
-        self._watch: Watch | None = None
+        self._monitor: Monitor | None = None
         self._active = False
         self._verdict: Verdict | None = None
-        self._cadence: Cadence
+        self._schedule: Schedule
         self._ranks: Ranks
-        self._voice: Voice
+        self._console: Console
         self._probed: dict[int, int] = {}
 
     def attach(self, trainer: Trainer) -> ModeCollapseCallback:
@@ -153,7 +152,7 @@ class ModeCollapseCallback(TrainerCallback):
     @property
     def history_path(self) -> Path | None:
         """The run's JSONL file, once training has begun and where it can be written."""
-        return None if self._watch is None else self._watch.history.path
+        return None if self._monitor is None else self._monitor.history.path
 
     @property
     def verdict(self) -> Verdict | None:
@@ -169,10 +168,10 @@ class ModeCollapseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
         self._find()
-        self._watch, self._active, self._verdict = None, False, None
+        self._monitor, self._active, self._verdict = None, False, None
         self._probed, began = {}, self._clock()
         self._ranks = Ranks()
-        self._voice = Voice(self._ranks)
+        self._console = Console(self._ranks)
         try:
             values = self._set_up(model, args, state, began)
         except CollapseError:
@@ -188,10 +187,10 @@ class ModeCollapseCallback(TrainerCallback):
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, *, logs: Any = None, **_: Any
     ) -> None:
-        watch = self._watch
-        if self._active and watch and logs and not any(name.startswith(PREFIX) for name in logs):
-            with self._cadence.paying(0):
-                self._guarded("log", state, lambda: watch.trainer_logged(state.global_step, logs))
+        monitor = self._monitor
+        if self._active and monitor and logs and not any(name.startswith(PREFIX) for name in logs):
+            with self._schedule.paying(0):
+                self._guarded("log", state, lambda: monitor.trainer_logged(state.global_step, logs))
 
     def on_step_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
@@ -200,21 +199,21 @@ class ModeCollapseCallback(TrainerCallback):
             return
         last = _is_last(state, control)
         # An evaluation of this very step comes next; looking after it puts its loss beside the probe's figures.
-        if not control.should_evaluate and (last or self._cadence.slot(state.global_step)):
+        if not control.should_evaluate and (last or self._schedule.slot(state.global_step)):
             self._look(state, control, model, final=last)
 
     def on_evaluate(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
-        if self._active and self._watch is not None and state.global_step > self._watch.start_step:
+        if self._active and self._monitor is not None and state.global_step > self._monitor.start_step:
             self._look(state, control, model, final=_is_last(state, control))
 
     def on_train_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
-        if not self._active or self._watch is None:
+        if not self._active or self._monitor is None:
             return
-        if state.global_step > self._watch.start_step:
+        if state.global_step > self._monitor.start_step:
             self._look(state, control, model, final=True)
         self._guarded("end", state, lambda: self._finish(state))
         self._active = False
@@ -230,8 +229,8 @@ class ModeCollapseCallback(TrainerCallback):
                 remedy="train with DDP, or remove the callback; training has not started",
             )
         if not self._tokenizer.chat_template:
-            self._voice.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
-        self._cadence = Cadence(
+            self._console.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
+        self._schedule = Schedule(
             max_steps=state.max_steps,
             every_steps=self._every_steps,
             budget=self._budget,
@@ -250,81 +249,81 @@ class ModeCollapseCallback(TrainerCallback):
                 **self._options,
             )
         prober.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        watch = Watch(
+        monitor = Monitor(
             prober,
             ranks=self._ranks,
             folder=Path(self._output_dir) if self._output_dir else Path(args.output_dir or ".") / "collapse",
             step=state.global_step,
             detector=self._detector,
-            say=self._voice.say,
+            say=self._console.say,
         )
-        values = watch.begin(model, baseline=self._baseline, embedder=self._embedder, config=self._config())
+        values = monitor.begin(model, baseline=self._baseline, embedder=self._embedder, config=self._config())
         taken = prober.baseline
-        self._cadence.prepaid(
+        self._schedule.prepaid(
             self._clock() - began, price=0.0 if taken is None else taken.seconds * prober.k / prober.k_base
         )
-        self._watch, self._active = watch, True
+        self._monitor, self._active = monitor, True
         return values
 
     def _look(self, state: TrainerState, control: TrainerControl, model: Any, *, final: bool) -> None:
         """Probe as far as the budget allows, once per step and tier."""
-        step, watch = state.global_step, self._watch
-        assert watch is not None
-        tier = self._ranks.from_first(lambda: self._cadence.tier(step, final=final))
-        if tier == 1 and not watch.reads:
+        step, monitor = state.global_step, self._monitor
+        assert monitor is not None
+        tier = self._ranks.from_first(lambda: self._schedule.tier(step, final=final))
+        if tier == 1 and not monitor.reads:
             tier = 0
-        self._cadence.pending = tier < 2
+        self._schedule.pending = tier < 2
         if tier <= self._probed.get(step, 0):
             return
         self._probed[step] = tier
-        with self._cadence.paying(tier):
-            outcome = self._guarded("probe", state, lambda: self._attempt(watch, model, state, tier))
-        if outcome is None:
-            self._cadence.pending = True
+        with self._schedule.paying(tier):
+            result = self._guarded("probe", state, lambda: self._attempt(monitor, model, state, tier))
+        if result is None:
+            self._schedule.pending = True
             return
-        self._verdict = outcome.verdict
-        self._guarded("log", state, lambda: self._log(control, outcome.values))
-        self._act(outcome, state, control)
+        self._verdict = result.verdict
+        self._guarded("log", state, lambda: self._log(control, result.values))
+        self._act(result, state, control)
 
-    def _attempt(self, watch: Watch, model: Any, state: TrainerState, tier: int) -> Outcome:
+    def _attempt(self, monitor: Monitor, model: Any, state: TrainerState, tier: int) -> ProbeResult:
         """The probe, with smaller batches where memory runs out; ranks agree on that, too."""
         for _ in range(_HALVINGS):
             try:
-                return watch.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
+                return monitor.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                watch.prober.shrink()
+                monitor.prober.shrink()
             free_memory()
-        return watch.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
+        return monitor.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
 
-    def _act(self, outcome: Outcome, state: TrainerState, control: TrainerControl) -> None:
-        verdict = outcome.verdict
-        self._voice.tell(outcome)
-        if verdict.level not in ("warn", "critical") or outcome.tier < 2:
+    def _act(self, result: ProbeResult, state: TrainerState, control: TrainerControl) -> None:
+        verdict = result.verdict
+        self._console.tell(result)
+        if verdict.level not in ("warn", "critical") or result.tier < 2:
             return
         if callable(self._on_collapse):
             call = self._on_collapse
             self._guarded("on_collapse", state, lambda: call(verdict))
         elif self._on_collapse == "stop" and verdict.level == "critical":
-            self._voice.say(f"collapse: training stops at step {outcome.step}, as on_collapse='stop' asks.")
+            self._console.say(f"collapse: training stops at step {result.step}, as on_collapse='stop' asks.")
             control.should_training_stop = True
 
     def _finish(self, state: TrainerState) -> None:
-        watch = self._watch
-        assert watch is not None
+        monitor = self._monitor
+        assert monitor is not None
         if self._ranks.rank:
             return
-        cost, step = self._cadence.summary(), state.global_step
-        watch.history.append("end", step=step, cost=cost, budget=self._budget, kept=state.best_model_checkpoint)
-        path = watch.history.path
+        cost, step = self._schedule.summary(), state.global_step
+        monitor.history.append("end", step=step, cost=cost, budget=self._budget, kept=state.best_model_checkpoint)
+        path = monitor.history.path
         if self._report and path is not None:
             from sft_plugins.collapse.report.page import write_report
 
-            with self._cadence.paying(0):
+            with self._schedule.paying(0):
                 page = write_report(path, path.parent)
-            self._voice.say(f"collapse: report in {page}")
-        self._voice.tell_cost(self._cadence.summary(), self._budget)
+            self._console.say(f"collapse: report in {page}")
+        self._console.tell_cost(self._schedule.summary(), self._budget)
 
     def _find(self) -> None:
         if self._trainer is None or self._trainer() is None:
@@ -334,7 +333,7 @@ class ModeCollapseCallback(TrainerCallback):
     def _log(self, control: TrainerControl, values: dict[str, float]) -> None:
         trainer = None if self._trainer is None else self._trainer()
         if trainer is None:
-            self._voice.say_once(
+            self._console.say_once(
                 "collapse: this host hides its trainer from callbacks, so figures go to the console and to "
                 "history.jsonl but not to its loggers. Call callback.attach(trainer) before trainer.train()."
             )
@@ -348,9 +347,9 @@ class ModeCollapseCallback(TrainerCallback):
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
             logger.debug("collapse: %s failed", stage, exc_info=True)
-            self._voice.say_once(f"collapse: {stage} failed at step {state.global_step}; training goes on. {words}")
-            if self._watch is not None:
-                self._watch.history.append("problem", step=state.global_step, stage=stage, message=words)
+            self._console.say_once(f"collapse: {stage} failed at step {state.global_step}; training goes on. {words}")
+            if self._monitor is not None:
+                self._monitor.history.append("problem", step=state.global_step, stage=stage, message=words)
             return None
 
     def _config(self) -> dict[str, Any]:

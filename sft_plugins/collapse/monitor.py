@@ -33,7 +33,7 @@ from sft_plugins.collapse.probe.embedder import resolve_embedder
 from sft_plugins.collapse.probe.probe import Look, Prober
 from sft_plugins.errors import CollapseError
 
-__all__ = ["Outcome", "Watch"]
+__all__ = ["Monitor", "ProbeResult"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _ADAPTER_EFFECT = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ProbeResult:
     """What a probe brought: values for the loggers and the verdict after it (of the last tier-2 probe)."""
 
     step: int
@@ -51,7 +51,7 @@ class Outcome:
     verdict: Verdict
 
 
-class Watch:
+class Monitor:
     """A run from its first step, or from the step it resumes at.
 
     Args:
@@ -117,7 +117,7 @@ class Watch:
         """Whether there is anything for tier 1 to read."""
         return bool(self.prober.rows) or self.prober.baseline is not None
 
-    def probe(self, model: nn.Module, *, step: int, epoch: float | None, tier: int) -> Outcome:
+    def probe(self, model: nn.Module, *, step: int, epoch: float | None, tier: int) -> ProbeResult:
         """Look, judge, write. Raises what the look raises, on every rank."""
         with untouched(model, self.prober.tokenizer):
             look = self.prober.look(model, tier)
@@ -130,7 +130,7 @@ class Watch:
         if kept and self.ranks.rank == 0:
             self._logs.append(self.history.append("log", step=step, **kept))
 
-    def _judge(self, look: Look, *, step: int, epoch: float | None) -> Outcome:
+    def _judge(self, look: Look, *, step: int, epoch: float | None) -> ProbeResult:
         found = figures.to_probe(look, self.base, step=step)
         base, verdict = self.detector.baseline, self.detector.add(found)
         # Of a probe with answers, the verdict has them already.
@@ -151,7 +151,7 @@ class Watch:
             verdict=verdict.to_json(),
             **self._look_record(look, found),
         )
-        return Outcome(step=step, tier=look.tier, values=flat, verdict=verdict)
+        return ProbeResult(step=step, tier=look.tier, values=flat, verdict=verdict)
 
     def _look_record(self, look: Look, found: Probe) -> dict[str, Any]:
         return {

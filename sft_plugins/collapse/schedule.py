@@ -23,7 +23,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-__all__ = ["Cadence", "log_spaced"]
+__all__ = ["Schedule", "log_spaced"]
 
 _AHEAD = 0.25
 _TIER1_SHARE = 1 / 3
@@ -35,7 +35,7 @@ def log_spaced(max_steps: int, count: int = 10) -> tuple[int, ...]:
     return tuple(sorted({round(s) for s in np.geomspace(first, max_steps, count)})) if max_steps > 0 else ()
 
 
-class Cadence:
+class Schedule:
     """Slots and the ledger of what probes have cost.
 
     Args:

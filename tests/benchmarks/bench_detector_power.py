@@ -60,9 +60,8 @@ from collections.abc import Sequence
 
 from harness import Measured, plain_table, script
 
-from sft_plugins.collapse.detect.detector import detect_each
 from sft_plugins.collapse.detect.verdict import LEVELS, Verdict
-from testkit.collapse_runs import simulated_run
+from testkit.collapse_runs import detect_each, simulated_run
 
 SETTINGS = (  # truly retained, prompts, samples per prompt
     *((retained, 16, 8) for retained in (1.0, 0.7, 0.62, 0.5, 0.38, 0.2, 0.05)),

@@ -12,12 +12,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft_plugins.collapse import callback as module
-from sft_plugins.collapse import monitor as watch
+from sft_plugins.collapse import monitor
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import History, read_history
-from sft_plugins.collapse.probe import figures, probe
-from sft_plugins.collapse.probe import teacher_forcing as teacher
-from sft_plugins.collapse.schedule import Cadence, log_spaced
+from sft_plugins.collapse.probe import figures, probe, teacher_forcing
+from sft_plugins.collapse.schedule import Schedule, log_spaced
 from sft_plugins.errors import CollapseError
 from testkit.watched_runs import (
     OPTIONS,
@@ -133,7 +132,7 @@ STAGES = {
     "sampling": (probe, "sample_batch"),
     "embedding": (probe.Prober, "_embed"),
     "measuring": (probe, "measure"),
-    "judging": (watch.Detector, "add"),
+    "judging": (monitor.Detector, "add"),
     "figures": (figures, "figures"),
     "writing": (History, "append"),
     "logging": (module, "log_through"),
@@ -324,7 +323,7 @@ class Clock:
 def test_on_a_simulated_hour_cost_stays_under_budget(price: float, every_steps: int | None, steps: int) -> None:
     """Default budget: tiers 0 and 1 below 1 % of wall time, all tiers below 3 %, the baseline and the end included."""
     clock = Clock()
-    cadence = Cadence(max_steps=steps, every_steps=every_steps, clock=clock, budget=0.03)
+    cadence = Schedule(max_steps=steps, every_steps=every_steps, clock=clock, budget=0.03)
     clock.now += 2 * price  # the baseline has twice the answers
     cadence.prepaid(2 * price, price=price)
     looks = []
@@ -370,6 +369,6 @@ def test_under_a_tight_budget_only_the_end_is_seen_and_the_cost_is_owned_up_to(
 
 def test_eval_pairs_of_text_are_masked_by_the_masker(tmp_path: Path) -> None:
     pairs = [{"prompt": "Hi?", "response": "Ho."}]
-    encoded = teacher.eval_rows(pairs, byte_tokenizer(), context=256, limit=4)
+    encoded = teacher_forcing.eval_rows(pairs, byte_tokenizer(), context=256, limit=4)
     supervised = [label for label in encoded[0].labels if label != -100]
     assert byte_tokenizer().decode(supervised, skip_special_tokens=True).strip() == "Ho."

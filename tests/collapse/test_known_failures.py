@@ -141,18 +141,18 @@ def test_nothing_hangs_on_the_lm_head(tmp_path: Path) -> None:
 
 def test_probe_logits_are_those_of_a_plain_forward() -> None:
     """C10, C7: asked for at supervised positions only, in slices, padded and batched, they are the same numbers."""
-    from sft_plugins.collapse.probe import teacher_forcing as teacher
+    from sft_plugins.collapse.probe import teacher_forcing
 
     model = tiny_model().eval()
     texts = [
-        teacher.Row(tuple(r["input_ids"][:n]), tuple(r["labels"][:n]))
+        teacher_forcing.LabelledText(tuple(r["input_ids"][:n]), tuple(r["labels"][:n]))
         for r, n in zip(rows(3), (9, 20, 14), strict=True)
     ]
     with torch.no_grad():
         for size in (2**29, 4 * 261 * 3 * 2):
-            teacher_bytes, teacher._LOGIT_BYTES = teacher._LOGIT_BYTES, size
-            found = teacher.judge_rows(model, texts, (0, 1, 2))
-            teacher._LOGIT_BYTES = teacher_bytes
+            bytes_before, teacher_forcing._LOGIT_BYTES = teacher_forcing._LOGIT_BYTES, size
+            found = teacher_forcing.judge_rows(model, texts, (0, 1, 2))
+            teacher_forcing._LOGIT_BYTES = bytes_before
             for i, row in enumerate(texts):
                 logits = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
                 expected = [

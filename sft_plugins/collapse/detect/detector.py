@@ -3,7 +3,6 @@
 | function | out |
 | --- | --- |
 | `detect(baseline, probes, *, config)` | `Verdict` after the last probe |
-| `detect_each(baseline, probes, *, config)` | `Verdict` after each probe: when something was first found |
 | `Detector(baseline, *, config)` | the same, probe by probe: `.add(probe)`, `.verdict` |
 
 Invariants
@@ -11,7 +10,7 @@ Invariants
   is no such alarm; lexical figures never stand in for it (C8).
 - No single probe raises anything: a finding must hold at `persistence` consecutive probes, and is `pending` until then.
 - `closed` prompts never alarm: few answers are right there.
-- A missing or unusable baseline never reads as "all is well": the verdict then holds a finding that says so (`sight.py`).
+- A missing or unusable baseline never reads as "all is well": the verdict then holds a finding that says so (`comparison.py`).
 
 Levels and codes: `verdict.py`. Figures: `comparison.py`.
 """
@@ -23,12 +22,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from sft_plugins.collapse.detect.bootstrap import Estimate, holm, ratio
-from sft_plugins.collapse.detect.comparison import estimate, unusable
-from sft_plugins.collapse.detect.sight import NO_PROBE, limits_of_sight, obstacle
-from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
-from sft_plugins.collapse.report.wording import percent
+from sft_plugins.collapse.detect.comparison import NO_PROBE, estimate, limits_of_sight, obstacle, unusable
+from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict, percent
 
-__all__ = ["Detector", "detect", "detect_each"]
+__all__ = ["Detector", "detect"]
 
 _INFORMATION_FLOOR = 0.05
 """Nats of prompt–opening information below which a baseline's openings are taken to tell nothing."""
@@ -73,17 +70,6 @@ def detect(baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorC
     for probe in probes:
         detector.add(probe)
     return detector.verdict
-
-
-def detect_each(
-    baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorConfig | None = None
-) -> list[Verdict]:
-    """The verdict after each of `probes` that has tier 2, as `detect` would have given it then.
-
-    For a report: the step at which something was first found.
-    """
-    detector = Detector(baseline, config=config)
-    return [detector.add(probe) for probe in probes if probe.measures is not None]
 
 
 class Detector:

@@ -33,7 +33,7 @@ from sft_plugins.collapse.detect.bootstrap import Estimate, Resampling
 from sft_plugins.collapse.metrics.per_prompt import Measures
 from sft_plugins.errors import CollapseError
 
-__all__ = ["LEVELS", "DetectorConfig", "Finding", "Probe", "Verdict"]
+__all__ = ["LEVELS", "DetectorConfig", "Finding", "Probe", "Verdict", "percent", "rounded"]
 
 LEVELS = ("ok", "info", "warn", "critical")
 
@@ -156,6 +156,25 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
+
+
+def rounded(value: float, form: str) -> str:
+    """`format(value, form)`, without the sign of what is rounded to 0.
+
+    A cosine that float32 takes to 1.0000001 makes a diversity of −0.0000001, which is 0 and no fall below it. (`format` does
+    this by itself from Python 3.11 on, where `form` begins with "z".)
+
+    Example:
+        >>> rounded(-0.0004, ".2f"), rounded(-0.0004, "+.2f"), rounded(-0.04, ".2f")
+        ('0.00', '+0.00', '-0.04')
+    """
+    text = format(value, form)
+    return text if any(digit in text for digit in "123456789") else format(0.0, form)
+
+
+def percent(share: float) -> str:
+    """0.615 → "62%"."""
+    return rounded(share, ".0%")
 
 
 def _require(condition: bool, message: str) -> None:

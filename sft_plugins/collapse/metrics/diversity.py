@@ -9,7 +9,6 @@
 | `distinct_n(samples, n, *, tokens)` | K token lists | distinct n-grams / n-grams, rarefied to `tokens` n-grams |
 | `self_bleu(texts)` | K strings | 0–100, mean BLEU of each against all others |
 | `repeated_ngrams(tokens, *, n)` | one token list | share of n-grams that occurred earlier in the same answer |
-| `length_ratio(lengths, base_lengths)` | `[K]`, `[K']` | mean length / mean baseline length |
 
 Invariant: what is undefined is `None`, never 0 and never an error: one answer has no pairs, an empty answer no
 n-grams, a NaN embedding no angle. Only wrong shapes and options raise. An empty *text* is an answer like any other.
@@ -35,7 +34,6 @@ from scipy.special import gammaln
 __all__ = [
     "cosine_kernel",
     "distinct_n",
-    "length_ratio",
     "normalise_text",
     "pairwise_distance",
     "repeated_ngrams",
@@ -175,13 +173,6 @@ def repeated_ngrams(tokens: Tokens, *, n: int = 4) -> float | None:
     """1 − distinct n-grams / n-grams within one answer: 0 for fresh text, towards 1 for a loop; None under n tokens."""
     distinct = distinct_n([tokens], n)
     return None if distinct is None else 1 - distinct
-
-
-def length_ratio(lengths: Sequence[int], base_lengths: Sequence[int]) -> float | None:
-    """Mean length now / mean length of the baseline, in tokens; None without answers or for an all-empty baseline."""
-    if not len(lengths) or not len(base_lengths) or not any(base_lengths):
-        return None
-    return float(np.mean(lengths) / np.mean(base_lengths))
 
 
 def _log_binomial(n: np.ndarray, m: int) -> np.ndarray:

@@ -31,8 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_plugins.collapse.metrics import diversity
-from sft_plugins.collapse.metrics import homogeneity as openings
+from sft_plugins.collapse.metrics import diversity, homogeneity
 from sft_plugins.collapse.metrics.diversity import Tokens
 
 __all__ = ["Measures", "measure"]
@@ -100,7 +99,7 @@ def measure(
     information_length: int | None = None,
     rarefy_to: int = 100,
     cluster_similarity: float = 0.8,
-    patterns: Sequence[str] = openings.BOILERPLATE,
+    patterns: Sequence[str] = homogeneity.BOILERPLATE,
     bleu_tokenize: str = "13a",
     permutations: int = 200,
     seed: int = 0,
@@ -119,7 +118,7 @@ def measure(
         opening_length: tokens of the opening whose share is taken.
         information_length: tokens of the opening whose information is taken, by default `opening_length`. Take it from
         the
-            baseline with `openings.most_informative_length` and keep it.
+            baseline with `homogeneity.most_informative_length` and keep it.
         rarefy_to: n-grams that distinct-n is rarefied to; a prompt with fewer has none.
         cluster_similarity: cosine from which two answers say the same.
         patterns: regular expressions of refusals and boilerplate.
@@ -141,7 +140,7 @@ def measure(
         "self_bleu": _array(diversity.self_bleu(group, tokenize=bleu_tokenize) for group in first_texts),
         "distinct_1": _array(diversity.distinct_n(group, 1, tokens=rarefy_to) for group in tokens),
         "distinct_2": _array(diversity.distinct_n(group, 2, tokens=rarefy_to) for group in tokens),
-        "boilerplate": openings.boilerplate_rates(texts, patterns=patterns),
+        "boilerplate": homogeneity.boilerplate_rates(texts, patterns=patterns),
         "empty": _array(_mean(not text.strip() for text in group) for group in texts),
         "truncated": _array([None] * prompts if truncated is None else (_mean(group) for group in truncated)),
         "repetition": _array(_mean(diversity.repeated_ngrams(answer) for answer in group) for group in tokens),
@@ -152,13 +151,13 @@ def measure(
     is_open = np.array([tag == "open" for tag in tags], dtype=bool)
     open_texts = [group for group, keep in zip(first_texts, is_open, strict=True) if keep]
     open_tokens = [group for group, keep in zip(first_tokens, is_open, strict=True) if keep]
-    found = openings.openings(open_tokens, length=opening_length)
-    opening = openings.commonest_opening(found)
-    informative = openings.openings(open_tokens, length=information_length or opening_length)
-    information = openings.opening_information(informative, permutations=permutations, seed=seed)
-    figures["opening_share"] = _spread(openings.opening_shares(found, opening), is_open)
+    found = homogeneity.openings(open_tokens, length=opening_length)
+    opening = homogeneity.commonest_opening(found)
+    informative = homogeneity.openings(open_tokens, length=information_length or opening_length)
+    information = homogeneity.opening_information(informative, permutations=permutations, seed=seed)
+    figures["opening_share"] = _spread(homogeneity.opening_shares(found, opening), is_open)
     figures["opening_information"] = _spread(information, is_open)
-    figures["duplicates"] = _spread(openings.duplicates_elsewhere(open_texts), is_open)
+    figures["duplicates"] = _spread(homogeneity.duplicates_elsewhere(open_texts), is_open)
 
     groups: list[np.ndarray | None] = [None] * prompts if embeddings is None else list(embeddings)
     first = [None if rows is None else rows[:equal_k] for rows in groups]
@@ -175,7 +174,7 @@ def measure(
         tags=tuple(tags),
         samples=max((len(group) for group in texts), default=0),
         per_prompt=figures,
-        cross_similarity=None if embeddings is None else openings.cross_similarity(embeddings),
+        cross_similarity=None if embeddings is None else homogeneity.cross_similarity(embeddings),
         opening=opening,
     )
 

@@ -194,7 +194,7 @@ def adapter_is_exact(model: nn.Module) -> tuple[bool, str]:
 
     It is where every trainable weight belongs to an adapter, since training then moves nothing else. PEFT's `bias`
     option and weights unfrozen by hand break that. Whether the adapter began as nothing is for the model to show
-    (`teacher.adapter_effect`).
+    (`teacher_forcing.adapter_effect`).
     """
     if not hasattr(model, "disable_adapter"):
         return False, "the model has no adapter"

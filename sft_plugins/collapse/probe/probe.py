@@ -38,7 +38,14 @@ from sft_plugins.collapse.probe.sampling import (
     sample_batch,
     stop_token_ids,
 )
-from sft_plugins.collapse.probe.teacher_forcing import Judged, Row, adapter_effect, eval_rows, judge_rows, plan_rows
+from sft_plugins.collapse.probe.teacher_forcing import (
+    Judged,
+    LabelledText,
+    adapter_effect,
+    eval_rows,
+    judge_rows,
+    plan_rows,
+)
 from sft_plugins.errors import CollapseError
 
 __all__ = ["Look", "Prober"]
@@ -96,7 +103,7 @@ class Prober:
         if pad is None:
             pad = stops[0] if stops else 0  # masked by position, and cut off after the first stop: any id will do
         self.generation = generation_config(max_new_tokens=max_new_tokens, stop_ids=stops, pad_id=pad)
-        self.rows: tuple[Row, ...] = ()
+        self.rows: tuple[LabelledText, ...] = ()
         if eval_pairs is not None:
             self.rows = eval_rows(eval_pairs, tokenizer, context=context, limit=max_eval_pairs)
         self.max_rows: int | None = None
@@ -129,7 +136,7 @@ class Prober:
         )
 
     def adapter_effect(self, model: nn.Module) -> float:
-        """`teacher.adapter_effect` after the first prompt, in the precision that training computes in."""
+        """`teacher_forcing.adapter_effect` after the first prompt, in the precision that training computes in."""
         with self._precision(model):
             return adapter_effect(model, self.encoded[0])
 
@@ -236,7 +243,7 @@ class Prober:
             max_rows=self.max_rows,
         )
 
-    def _judge(self, model: nn.Module, rows: Sequence[Row], *, against_base: bool = False) -> Judged:
+    def _judge(self, model: nn.Module, rows: Sequence[LabelledText], *, against_base: bool = False) -> Judged:
         batches = plan_rows(rows)
         judged = Judged.join(
             self.ranks.deal(batches, lambda batch: judge_rows(model, rows, batch, against_base=against_base))
@@ -254,12 +261,12 @@ class Prober:
         batches = [texts[i : i + 64] for i in range(0, len(texts), 64)]
         return np.concatenate(self.ranks.deal(batches, encode))
 
-    def _frozen_rows(self, samples: Sequence[Sample]) -> list[Row]:
+    def _frozen_rows(self, samples: Sequence[Sample]) -> list[LabelledText]:
         rows = []
         for sample in samples:
             if sample.index < _FROZEN_PER_PROMPT and sample.token_ids:
                 prompt = tuple(self.encoded[sample.prompt])
-                rows.append(Row(prompt + sample.token_ids, (IGNORE_INDEX,) * len(prompt) + sample.token_ids))
+                rows.append(LabelledText(prompt + sample.token_ids, (IGNORE_INDEX,) * len(prompt) + sample.token_ids))
         return rows
 
     def _measures(self, samples: Sequence[Sample], embeddings: np.ndarray | None) -> Measures:

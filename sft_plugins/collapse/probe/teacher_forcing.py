@@ -26,14 +26,14 @@ from sft_plugins.collapse.metrics.entropy import (
 )
 from sft_plugins.errors import CollapseError
 
-__all__ = ["Judged", "Row", "eval_rows", "judge_rows", "plan_rows"]
+__all__ = ["Judged", "LabelledText", "eval_rows", "judge_rows", "plan_rows"]
 
 _LOGIT_BYTES = 2**29
 _ROW_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelledText:
     """One text: `labels` are −100 where nothing is judged."""
 
     input_ids: tuple[int, ...]
@@ -58,7 +58,7 @@ class Judged:
         )
 
 
-def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) -> tuple[Row, ...]:
+def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) -> tuple[LabelledText, ...]:
     """The first `limit` held-out pairs as rows.
 
     Args:
@@ -68,7 +68,7 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
     Raises:
         CollapseError: `no_eval_pairs`, `eval_pair` (with its row), `no_supervised_tokens`.
     """
-    rows: list[Row] = []
+    rows: list[LabelledText] = []
     masker = None
     for index, pair in enumerate(pairs):
         if len(rows) >= limit:
@@ -124,13 +124,13 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
                     row=index,
                     remedy="pass rows whose labels are not all -100, or a prompt with its response",
                 )
-            rows.append(Row(tuple(ids), tuple(labels)))
+            rows.append(LabelledText(tuple(ids), tuple(labels)))
     if not rows:
         raise CollapseError("eval_pairs is empty", code="no_eval_pairs", remedy="pass pairs, or leave it None")
     return tuple(rows)
 
 
-def plan_rows(rows: Sequence[Row], *, max_tokens: int = _ROW_TOKENS) -> list[tuple[int, ...]]:
+def plan_rows(rows: Sequence[LabelledText], *, max_tokens: int = _ROW_TOKENS) -> list[tuple[int, ...]]:
     """Fixed batches of row indices of similar length, at most `max_tokens` with their padding (one row at least)."""
     batches: list[tuple[int, ...]] = []
     batch: list[int] = []
@@ -143,7 +143,9 @@ def plan_rows(rows: Sequence[Row], *, max_tokens: int = _ROW_TOKENS) -> list[tup
     return [*batches, tuple(batch)] if batch else batches
 
 
-def judge_rows(model: nn.Module, rows: Sequence[Row], batch: Sequence[int], *, against_base: bool = False) -> Judged:
+def judge_rows(
+    model: nn.Module, rows: Sequence[LabelledText], batch: Sequence[int], *, against_base: bool = False
+) -> Judged:
     """Token statistics of the rows `batch` names; with `against_base` also KL(now ‖ base), the base being adapter-off.
 
     The caller has put the model into evaluation mode.

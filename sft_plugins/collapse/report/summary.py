@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sft_plugins.collapse.detect.verdict import percent, rounded
 from sft_plugins.collapse.history import plain
-from sft_plugins.collapse.report.wording import percent, rounded
 
 __all__ = ["HEADLINES", "Report", "summarise"]
 

@@ -9,12 +9,12 @@ import pytest
 
 from sft_plugins.collapse.detect.bootstrap import Estimate
 from sft_plugins.collapse.detect.comparison import estimate, unusable
-from sft_plugins.collapse.detect.detector import detect, detect_each
+from sft_plugins.collapse.detect.detector import detect
 from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict
 from sft_plugins.collapse.metrics.per_prompt import Measures, measure
 from sft_plugins.errors import CollapseError
 from testkit.answer_worlds import World, make_world
-from testkit.collapse_runs import simulated_run
+from testkit.collapse_runs import detect_each, simulated_run
 
 PROMPTS, K = 16, 8
 FORKS = np.random.default_rng(7).uniform(5, 15, 24)

@@ -13,7 +13,6 @@ from sft_plugins.collapse.metrics import diversity
 from sft_plugins.collapse.metrics.diversity import (
     cosine_kernel,
     distinct_n,
-    length_ratio,
     pairwise_distance,
     repeated_ngrams,
     self_bleu,
@@ -195,12 +194,6 @@ def test_repeated_ngrams_tell_a_loop_from_text() -> None:
     assert repeated_ngrams(["a", "b", "c", "d", "e", "f", "g", "h"]) == 0
     assert repeated_ngrams(["no"] * 100) == pytest.approx(1 - 1 / 97)
     assert repeated_ngrams(["a", "b", "c"]) is None
-
-
-def test_length_ratio() -> None:
-    assert length_ratio([2, 4], [6]) == 0.5
-    assert length_ratio([], [3]) is None
-    assert length_ratio([3], [0, 0]) is None
 
 
 def test_the_docstrings_example_holds() -> None:

@@ -247,7 +247,7 @@ def test_logits_of_a_whole_batch_are_refused_with_a_hint() -> None:
 _MEMORY = """
 import resource, sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from sft_plugins.collapse.probe.teacher_forcing import Row, judge_rows
+from sft_plugins.collapse.probe.teacher_forcing import LabelledText, judge_rows
 torch.set_num_threads(1)
 rows, vocabulary = int(sys.argv[1]), 150_000
 sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -256,7 +256,7 @@ ids = tuple(torch.randint(vocabulary, (513,)).tolist())
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 with torch.no_grad():
-    judged = judge_rows(model, [Row(ids, (-100, *ids[1:]))] * rows, range(rows))
+    judged = judge_rows(model, [LabelledText(ids, (-100, *ids[1:]))] * rows, range(rows))
 assert judged.stats.finite.all() and len(judged.stats.nll) == rows * 512
 print(peak() - before)
 """

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from sft_plugins.collapse.callback import ModeCollapseCallback
+from sft_plugins.collapse.detect import verdict
 from sft_plugins.collapse.history import History, config_hash, plain, read_history
 from sft_plugins.collapse.report import page as module
-from sft_plugins.collapse.report import wording
 from sft_plugins.collapse.report.page import write_report
 from sft_plugins.collapse.report.summary import HEADLINES, summarise
 from sft_plugins.errors import CollapseError
@@ -239,7 +239,7 @@ def test_an_answer_may_hold_any_kind_of_line_end(tmp_path: Path) -> None:
 
 
 def test_what_is_rounded_to_zero_has_no_sign(history: Path, tmp_path: Path) -> None:
-    result = doctest.testmod(wording)
+    result = doctest.testmod(verdict)
     assert (result.failed, result.attempted) == (0, 1)
 
     def gone(record: dict[str, Any]) -> dict[str, Any]:

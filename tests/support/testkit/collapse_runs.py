@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_plugins.collapse.detect.verdict import Probe
+from sft_plugins.collapse.detect.detector import Detector
+from sft_plugins.collapse.detect.verdict import DetectorConfig, Probe, Verdict
 from testkit.answer_worlds import fork_entropy, make_world
 
 PAIRS = 24
@@ -45,3 +46,11 @@ def simulated_run(
             )
         )
     return baseline, probes
+
+
+def detect_each(
+    baseline: Probe | None, probes: Sequence[Probe], *, config: DetectorConfig | None = None
+) -> list[Verdict]:
+    """The verdict after each of `probes` that has tier 2, as `detect` would have given it then."""
+    detector = Detector(baseline, config=config)
+    return [detector.add(probe) for probe in probes if probe.measures is not None]
