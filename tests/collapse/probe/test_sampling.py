@@ -231,7 +231,7 @@ def test_the_cache_is_used_under_gradient_checkpointing(monkeypatch: pytest.Monk
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         widths.append(kwargs["input_ids"].shape[1])
-        caches.append(kwargs.get("past_key_values"))
+        caches.append(kwargs.get("cache", kwargs.get("past_key_values")))  # the first since transformers 5.24
         return own(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", spy)
