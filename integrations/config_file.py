@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from sft_plugins.errors import AssetError
 from sft_plugins.integrations.axolotl.preflight import read_axolotl
 from sft_plugins.integrations.config_settings import Overrides
 from sft_plugins.integrations.trl.preflight import read_trl
-from sft_plugins.preflight.errors import AssetError
-from sft_plugins.preflight.plan import Plan
+from sft_plugins.preflight import Plan
 
 __all__ = ["Overrides", "read_plan"]
 

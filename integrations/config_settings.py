@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft_plugins.preflight.errors import AssetError
-from sft_plugins.preflight.findings import Finding
+from sft_plugins.errors import AssetError
+from sft_plugins.preflight import Finding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,10 @@ class CollapseError(SFTPluginsError):
     """The collapse callback cannot be set up as asked."""
 
 
+class AssetError(SFTPluginsError):
+    """A model, a data file, a configuration or a package that a check needs is missing or unreadable."""
+
+
 def _rebuild(
     cls: type[SFTPluginsError], message: str, code: str, row: int | None, remedy: str | None
 ) -> SFTPluginsError:

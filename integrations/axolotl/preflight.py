@@ -8,14 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sft_plugins.errors import MaskingError
+from sft_plugins.errors import AssetError, MaskingError
 from sft_plugins.integrations.axolotl.fields import RowFields
 from sft_plugins.integrations.axolotl.settings import KEY, Settings
 from sft_plugins.integrations.axolotl.validation import contradictions, is_ours, packer
 from sft_plugins.integrations.config_settings import Overrides, entries_of, needed, number, of_config, switch
-from sft_plugins.preflight.errors import AssetError
-from sft_plugins.preflight.findings import Finding
-from sft_plugins.preflight.plan import DataEntry, Plan
+from sft_plugins.preflight import DataEntry, Finding, Plan
 
 PLUGIN = "sft_plugins.integrations.axolotl.SFTPlugin"
 # Roles under the names that Axolotl's own row forms use.

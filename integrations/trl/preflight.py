@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_plugins.errors import AssetError
 from sft_plugins.integrations.config_settings import Overrides, entries_of, needed, number, of_config, switch
 from sft_plugins.integrations.trl.rows import TRLRows
-from sft_plugins.preflight.errors import AssetError
-from sft_plugins.preflight.findings import Finding
-from sft_plugins.preflight.plan import DataEntry, Plan
+from sft_plugins.preflight import DataEntry, Finding, Plan
 
 STRATEGIES = ("bfd", "bfd_split", "wrapped")
 

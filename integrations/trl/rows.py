@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_plugins.masking.examples.tokenized import MASK_COLUMNS
-from sft_plugins.preflight.data.source import Source
-from sft_plugins.preflight.findings import Finding, Level, Part
-from sft_plugins.preflight.plan import DataEntry
-from sft_plugins.preflight.words import FAILURES, REMEDIES
+from sft_plugins.preflight import FAILURES, REMEDIES, DataEntry, Finding, Level, Part, Source
 
 _MARKERS = re.compile(r"{%-?\s*generation\s*-?%}")
 

@@ -18,7 +18,7 @@ _COMMANDS = (
     "doctor",
     "report",
     "preflight",
-    "demo.command",
+    "demo",
 )
 
 app = typer.Typer(

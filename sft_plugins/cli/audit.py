@@ -46,7 +46,7 @@ def audit(
         else:
             with step(out, "checking masks"):
                 from sft_plugins.masking import check_masks
-                from sft_plugins.preflight.data.documents import with_lengths
+                from sft_plugins.preflight import with_lengths
 
                 report = check_masks(map(with_lengths, source.rows()), masker.tokenizer)
         found = faults(report, overflow)
@@ -70,7 +70,7 @@ def audit(
 
 def advice(found: dict[str, int], unit: str) -> list[Text]:
     """A line on each fault: how many rows (or documents, the `unit`), and what to do about them."""
-    from sft_plugins.preflight.words import REMEDIES
+    from sft_plugins.preflight import REMEDIES
 
     if not found:
         return [Text("every row is masked exactly", "bold green")]

@@ -12,14 +12,14 @@ from rich.text import Text
 from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.inputs import step
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PretrainedConfig
 
-    from sft_plugins.preflight.doctor import Diagnosis
-    from sft_plugins.preflight.tiny_model.twin import Twin
+    from sft_plugins.preflight import Diagnosis, Twin
 
 _EPILOG = (
     "Examples: sft-plugins doctor --model ./model | sft-plugins doctor --model-type gpt_oss | "
@@ -62,17 +62,17 @@ def doctor(
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
         with step(out, "loading torch and transformers"):
-            from sft_plugins.preflight import doctor as examine
+            from sft_plugins import preflight
 
         where, config = _configuration(model, model_type, weights=weights)
         with step(out, "building the model"):
             subject = _subject(where, config, weights=weights, dtype=dtype, attn=attn, device=device)
         with step(out, "measuring packed rows"):
-            diagnosis = examine.diagnose(subject)
-        versions, kernels = examine.versions(), examine.kernels()
-        elsewhere = examine.on_a_gpu(diagnosis, config)
+            diagnosis = preflight.diagnose(subject)
+        versions, kernels = preflight.versions(), preflight.kernels()
+        elsewhere = preflight.on_a_gpu(diagnosis, config)
         _show(out, where, diagnosis)
-        out.console.print(_environment(examine.hardware(), versions))
+        out.console.print(_environment(preflight.hardware(), versions))
         out.console.print(_kernels(kernels))
         if elsewhere:
             out.console.print(Text("On a CUDA GPU", "bold"))
@@ -84,7 +84,7 @@ def doctor(
                 "model": where,
                 "ok": diagnosis.exact,
                 "diagnosis": diagnosis.to_dict(),
-                "hardware": examine.hardware(),
+                "hardware": preflight.hardware(),
                 "versions": versions,
                 "kernels": kernels,
                 "on_a_gpu": elsewhere,
@@ -96,8 +96,7 @@ def doctor(
 
 def _configuration(model: str | None, model_type: str | None, *, weights: bool) -> tuple[str, PretrainedConfig]:
     """What to call the model, and its configuration."""
-    from sft_plugins.preflight.errors import AssetError
-    from sft_plugins.preflight.models import load_config
+    from sft_plugins.preflight import load_config
 
     if (model is None) == (model_type is None) or (weights and model is None):
         raise AssetError(
@@ -134,14 +133,14 @@ def _configuration(model: str | None, model_type: str | None, *, weights: bool) 
 def _subject(
     where: str, config: PretrainedConfig, *, weights: bool, dtype: str, attn: str | None, device: str
 ) -> nn.Module | Twin:
-    from sft_plugins.preflight.environment import choose_device
-    from sft_plugins.preflight.tiny_model.twin import twin
+    from sft_plugins.preflight import choose_device, load_weights, twin
 
     _check_attention(attn)
     chosen = choose_device(device)
     precision = _dtype(dtype, chosen)
     if weights:
-        return _load_weights(where, precision, attn).to(chosen)
+        options = {} if attn is None else {"attn_implementation": attn}
+        return load_weights(where, dtype=precision, **options).to(chosen)
     made = twin(config, dtype=precision, attn=attn)
     made.model.to(chosen)
     return made
@@ -149,8 +148,6 @@ def _subject(
 
 def _dtype(name: str, device: str) -> torch.dtype:
     import torch
-
-    from sft_plugins.preflight.errors import AssetError
 
     if name == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
@@ -165,8 +162,6 @@ def _dtype(name: str, device: str) -> torch.dtype:
 def _check_attention(attn: str | None) -> None:
     from transformers import AttentionInterface
 
-    from sft_plugins.preflight.errors import AssetError
-
     known = ["eager", *sorted(name for name in AttentionInterface().valid_keys() if "|" not in name)]
     if attn is not None and attn not in known and "/" not in attn:  # owner/name is a kernel of the hub
         raise AssetError(
@@ -176,22 +171,9 @@ def _check_attention(attn: str | None) -> None:
         )
 
 
-def _load_weights(where: str, dtype: torch.dtype, attn: str | None) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    from sft_plugins.preflight.models import locate, unusable
-
-    options = {} if attn is None else {"attn_implementation": attn}
-    path = locate(where)
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, **options)
-    except Exception as error:  # OSError, ValueError, ImportError …: all are the input's
-        raise unusable(path, "a causal language model", error) from error
-
-
 def _show(out: Output, where: str, diagnosis: Diagnosis) -> None:
     """The verdict, and the table that it rests on."""
-    from sft_plugins.preflight.doctor import WAYS
+    from sft_plugins.preflight import WAYS
 
     report = diagnosis.report
     out.console.print(Text(where, "bold"), Text(f"· {diagnosis.what}"))

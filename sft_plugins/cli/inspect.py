@@ -15,10 +15,11 @@ from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.inputs import load_masker, open_rows, source_facts, source_line
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 from sft_plugins.cli.ui.render import NAMES, has_colour, legend, marked_tokens, printable
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from sft_plugins.cli.ui.rows import ShownRow
-    from sft_plugins.preflight.data.source import Source
+    from sft_plugins.preflight import Source
 
 _EPILOG = (
     "Examples: sft-plugins inspect rows.jsonl --model ./model | sft-plugins inspect rows.jsonl -m ./model --row 12 | "
@@ -85,8 +86,6 @@ def pick(source: Source, wanted: list[int]) -> Iterator[tuple[int, dict[str, Any
     Raises:
         AssetError: `no_such_row`, saying how many there are.
     """
-    from sft_plugins.preflight.errors import AssetError
-
     dataset = source.dataset()
     seen, left = 0, set(wanted)
     if dataset is not None:

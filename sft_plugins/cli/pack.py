@@ -24,6 +24,7 @@ from sft_plugins.cli.ui.inputs import (
 )
 from sft_plugins.cli.ui.options import Overflow
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from sft_plugins.masking import MaskReport
@@ -112,8 +113,6 @@ def pack(
 
 def refuse_packed(kind: str, data: str) -> None:
     """Raises: AssetError: `already_packed`."""
-    from sft_plugins.preflight.errors import AssetError
-
     if kind == "packed":
         raise AssetError(
             f"{data} is packed already.",
@@ -124,8 +123,6 @@ def refuse_packed(kind: str, data: str) -> None:
 
 def refuse_nothing_left(masking: MaskReport, data: str) -> None:
     """Raises: AssetError: `nothing_left`."""
-    from sft_plugins.preflight.errors import AssetError
-
     if not masking.rows_out:
         found = ", ".join(f"{code} in {failure.count:,} rows" for code, failure in masking.failures.items())
         raise AssetError(
@@ -221,8 +218,6 @@ def check_new_folder(folder: Path) -> None:
     Raises:
         AssetError: `output_exists`, `unwritable`.
     """
-    from sft_plugins.preflight.errors import AssetError
-
     try:
         if folder.is_dir() and any(folder.iterdir()):
             raise AssetError(

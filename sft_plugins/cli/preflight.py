@@ -14,8 +14,7 @@ from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
-    from sft_plugins.preflight.findings import Finding
-    from sft_plugins.preflight.run import Verdict
+    from sft_plugins.preflight import Finding, Verdict
 
 _EPILOG = (
     "Examples: sft-plugins preflight axolotl.yaml | sft-plugins preflight trl.yaml --model ./model --data rows.jsonl | "
@@ -53,8 +52,7 @@ def preflight(
     with out.guard():
         from sft_plugins.cli.ui.pages import render_page, write_page
         from sft_plugins.integrations.config_file import Overrides, read_plan
-        from sft_plugins.preflight.findings import PARTS, colour
-        from sft_plugins.preflight.run import run_preflight
+        from sft_plugins.preflight import PARTS, colour, run_preflight
 
         plan = read_plan(config, Overrides(model=model, data=data, devices=devices, components=components))
         with out.progress.status("reading") as status:
@@ -110,7 +108,7 @@ def facts(verdict: Verdict) -> dict[str, str]:
 
 def show(verdict: Verdict, out: Output) -> None:
     """The verdict for a terminal: colour, one line per part, the findings below."""
-    from sft_plugins.preflight.findings import PARTS, colour
+    from sft_plugins.preflight import PARTS, colour
 
     console = out.console
     lines = facts(verdict)

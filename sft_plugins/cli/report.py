@@ -13,6 +13,7 @@ from rich.text import Text
 from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.inputs import step
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,8 +96,6 @@ def find_histories(place: Path) -> list[Path]:
     Raises:
         AssetError: `missing_file`.
     """
-    from sft_plugins.preflight.errors import AssetError
-
     if place.is_file():
         return [place]
     for pattern in _PLACES if place.is_dir() else ():

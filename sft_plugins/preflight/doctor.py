@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_plugins.errors import ContaminationError
-from sft_plugins.preflight.environment import Kernel, hardware, kernels, versions
 from sft_plugins.preflight.tiny_model.twin import Twin
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from sft_plugins.packing import IsolationReport
     from sft_plugins.packing.isolation.boundaries import Boundaries
     from sft_plugins.packing.isolation.probe import Reference
-
-__all__ = ["Diagnosis", "Kernel", "Way", "diagnose", "hardware", "kernels", "on_a_gpu", "versions"]
 
 Verdict = Literal["exact", "leaks", "fails", "unmeasured"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 
 PACKAGES = ("sft-plugins", "torch", "transformers", "trl", "peft", "axolotl", "datasets", "accelerate")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,11 +25,11 @@ TOKENIZER_FILES = (
 )
 
 
-def load_tokenizer(source: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of `source`: a folder or a hub id; None for SmolLM2-135M-Instruct out of its package.
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `source`, a folder or a hub id.
 
     Raises:
-        AssetError: `missing_package`, `missing_file`, `model_unreachable`, or `bad_model` for a folder without a
+        AssetError: `missing_file`, `model_unreachable`, or `bad_model` for a folder without a
             tokenizer or with one that cannot be read.
     """
     from transformers import AutoTokenizer
@@ -47,7 +47,7 @@ def load_tokenizer(source: str | None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(source: str | None) -> PretrainedConfig:
+def load_config(source: str) -> PretrainedConfig:
     """The configuration of the model `source`; arguments and errors as for `load_tokenizer`."""
     from transformers import AutoConfig
 
@@ -55,37 +55,56 @@ def load_config(source: str | None) -> PretrainedConfig:
     return config
 
 
-def load_model(source: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, on the CPU in float32; arguments and errors as for `load_tokenizer`."""
     import torch
+
+    return load_weights(source, dtype=torch.float32), load_tokenizer(source)
+
+
+def load_weights(source: str, **options: Any) -> PreTrainedModel:
+    """A causal language model on the CPU, with `options` of `from_pretrained`; errors as for `load_tokenizer`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where, what = locate(source), "a causal language model"
     _load(AutoConfig, where, what)  # the loader of weights asks an unreachable hub again and again, this one does not
-    model: PreTrainedModel = _load(AutoModelForCausalLM, where, what, dtype=torch.float32)
-    return model, load_tokenizer(where)
+    model: PreTrainedModel = _load(AutoModelForCausalLM, where, what, **options)
+    return model
 
 
-def locate(source: str | None) -> str:
-    """The folder or hub id meant by `source`.
+def locate(source: str) -> str:
+    """The folder or hub id meant by `source`; `~` is the home of a user.
 
     Raises:
-        AssetError: `missing_file` for a path where no folder is, `missing_package` for None without the package.
+        AssetError: `missing_file` for a path where no folder is.
     """
-    if source is None:
-        from sft_plugins.preflight.smollm2 import smollm2_folder
-
-        return str(smollm2_folder())
-    if not Path(source).is_dir() and _looks_like_a_path(source):
+    place = home(source)
+    if not place.is_dir() and _looks_like_a_path(source):
         raise AssetError(
             f"--model {source}: there is no such folder.",
             code="missing_file",
             remedy="give a folder that holds config.json and the tokenizer's files, or a hub id such as owner/name.",
         )
-    return source
+    return str(place) if source.startswith("~") else source
 
 
-def unusable(where: str, what: str, error: Exception) -> AssetError:
+def home(path: str | Path) -> Path:
+    """`path`, with `~` and `~user` as the shell reads them.
+
+    Raises:
+        AssetError: `missing_file` for a user whom this machine does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise AssetError(
+            f"{path}: this machine knows no user of that name.",
+            code="missing_file",
+            remedy="write the whole path, or `./~name` for a folder that is called so.",
+        ) from error
+
+
+def _unusable(where: str, what: str, error: Exception) -> AssetError:
     """The error for a folder or hub id that did not give `what`."""
     reason = " ".join(str(error).split())[:400] or type(error).__name__
     if Path(where).is_dir():
@@ -109,7 +128,7 @@ def _load(factory: Any, where: str, what: str, **options: Any) -> Any:
     except (
         Exception
     ) as error:  # OSError, ValueError, KeyError, ImportError, and Rust's plain Exception: all are the input's
-        raise unusable(where, what, error) from error
+        raise _unusable(where, what, error) from error
 
 
 def _hub_has_an_address() -> bool:

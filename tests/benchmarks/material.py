@@ -47,8 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
 def load_tokenizer() -> tuple[Any, str]:
     """SmolLM2's tokenizer, or a small one trained here where its package is missing."""
     try:
-        from sft_plugins.preflight.smollm2 import build_tokenizer as from_gguf
-        from sft_plugins.preflight.smollm2 import gguf_file
+        from sft_plugins.cli.demo.smollm2 import build_tokenizer as from_gguf
+        from sft_plugins.cli.demo.smollm2 import gguf_file
 
         tokenizer, name = from_gguf(gguf_file()), "SmolLM2"
     except Exception as error:  # any of the optional packages missing

@@ -136,7 +136,7 @@ def test_pictures_are_there_and_small() -> None:
 def test_the_pack_report_of_the_page_is_what_the_program_prints(tmp_path: Path) -> None:
     """On SmolLM2's tokenizer and the first 400 conversations of at most 16 turns."""
     from sft_plugins.cli.demo.assets import chitchat_rows
-    from sft_plugins.preflight.smollm2 import smollm2_folder
+    from sft_plugins.cli.demo.smollm2 import smollm2_folder
 
     rows = [row for row in chitchat_rows() if len(row["messages"]) <= 16][:400]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)

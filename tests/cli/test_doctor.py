@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
+from sft_plugins.errors import AssetError
 from sft_plugins.packing import isolate
 from sft_plugins.preflight import doctor
-from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.tiny_model.twin import layer_kinds, twin
 from testkit.commands import invoke
 from testkit.isolation_matrix import examine

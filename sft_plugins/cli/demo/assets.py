@@ -12,15 +12,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_plugins.preflight.data.readers import Row
-from sft_plugins.preflight.data.source import open_data
-from sft_plugins.preflight.errors import AssetError
-from sft_plugins.preflight.models import load_model
+from sft_plugins import preflight
+from sft_plugins.cli.demo.smollm2 import smollm2_folder
+from sft_plugins.errors import AssetError
+from sft_plugins.preflight import Row, open_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Row", "chitchat_rows", "load_model", "load_rows", "messages_by_turn", "split_held_out", "to_dataset"]
+
+
+def load_model(source: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model `source` (a folder or a hub id) and its tokenizer; by default SmolLM2-135M-Instruct out of its package."""
+    return preflight.load_model(str(smollm2_folder()) if source is None else source)
 
 
 def load_rows(path: Path | None = None) -> list[Row]:

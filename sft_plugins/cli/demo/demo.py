@@ -27,12 +27,10 @@ from sft_plugins.cli.demo.heldout import first_exchange, greedy_answer, held_out
 from sft_plugins.cli.demo.training import Recipe, train_lora
 from sft_plugins.cli.demo.watching import SAFE_SENTENCE, Watching, same_answer_rows
 from sft_plugins.cli.ui.render import has_colour, legend, masked_row
-from sft_plugins.errors import MaskingError
+from sft_plugins.errors import AssetError, MaskingError
 from sft_plugins.masking import Masked, PromptMasker, StrictPromptMaskingCollator, mask_dataset
 from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset
-from sft_plugins.preflight.data.documents import document_spans
-from sft_plugins.preflight.environment import choose_device
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.preflight import choose_device, document_spans
 
 DOCUMENTS_PER_ROW = 2  # a packed row has room for this many rows of full length
 CONVERSATIONS = 1000  # of the packaged 4,000: enough for a telling report, masked in seconds

@@ -15,12 +15,12 @@ from sft_plugins.cli.ui.output import Output
 
 if TYPE_CHECKING:
     from sft_plugins.masking import Masked, MaskReport, PromptMasker
-    from sft_plugins.preflight.data.source import Source
+    from sft_plugins.preflight import Source
 
 
 def open_rows(data: str, *, split: str | None, limit: int | None = None) -> Source:
     """`open_data`, and in its first rows a row form that is known."""
-    from sft_plugins.preflight.data.source import check_form, open_data
+    from sft_plugins.preflight import check_form, open_data
 
     source = open_data(data, split=split, limit=limit)
     check_form(source)
@@ -39,7 +39,7 @@ def load_masker(
     """`PromptMasker` with the tokenizer of `model`. Rows that it refuses are dropped and counted, not raised."""
     with step(output, "loading the tokenizer"):
         from sft_plugins.masking import PromptMasker
-        from sft_plugins.preflight.models import load_tokenizer
+        from sft_plugins.preflight import load_tokenizer
 
         return PromptMasker(
             load_tokenizer(model), train_on=train_on, errors="drop", special_tokens_in_content=special_tokens,
@@ -65,7 +65,7 @@ def step(output: Output, words: str) -> Iterator[None]:
 
 def mask_with_bar(source: Source, masker: PromptMasker, output: Output) -> Masked:
     """`mask_rows`, with a bar on stderr."""
-    from sft_plugins.preflight.data.source import mask_rows
+    from sft_plugins.preflight import mask_rows
 
     dataset = source.dataset()
     rows = TextColumn("{task.completed:,} rows")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft_plugins._html import render_page
+from sft_plugins.errors import AssetError
 
 __all__ = ["render_page", "write_page"]
 
@@ -18,8 +19,6 @@ def write_page(path: Path, html: str) -> Path:
     Raises:
         AssetError: `unwritable`, where there is no permission, no space, or a folder of that name.
     """
-    from sft_plugins.preflight.errors import AssetError
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")

@@ -23,7 +23,7 @@ from sft_plugins.masking.examples.tokenized import label_arrays
 from sft_plugins.masking.headers import assistant_header
 from sft_plugins.masking.turns.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.preflight.data.documents import document_spans, kind_of
+from sft_plugins.preflight import document_spans, kind_of
 
 Span = tuple[int, int]
 _CONTEXT = 8  # tokens before one that may share a character with it, and more

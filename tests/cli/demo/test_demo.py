@@ -18,7 +18,7 @@ from sft_plugins.cli.demo.assets import load_model
 from sft_plugins.cli.demo.demo import Settings, documents_of, make_folder, run_demo
 from sft_plugins.cli.demo.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.demo.watching import SAFE_SENTENCE, same_answer_rows
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 from testkit.commands import write_jsonl
 from testkit.tiny_training import exchanges, save_tiny_llama
 from testkit.tokenizers import build_tokenizer

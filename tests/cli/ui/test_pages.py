@@ -8,7 +8,7 @@ import jinja2
 import pytest
 
 from sft_plugins.cli.ui.pages import render_page, write_page
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 from testkit.browser import open_page
 
 BODY = """<h1>Shell</h1><a href="#end">to the end</a><details><summary>more</summary>hidden</details>

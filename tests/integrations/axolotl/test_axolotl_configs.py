@@ -21,8 +21,8 @@ import yaml
 from safetensors.torch import load_file
 
 from sft_plugins.cli.demo.assets import chitchat_rows
+from sft_plugins.cli.demo.smollm2 import smollm2_folder
 from sft_plugins.integrations.axolotl.settings import CollapseSettings, MaskingSettings, PackingSettings, Settings
-from sft_plugins.preflight.smollm2 import smollm2_folder
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 NAMES = ("axolotl_cpu.yaml", "axolotl_lora.yaml", "axolotl_qlora.yaml")

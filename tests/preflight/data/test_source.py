@@ -20,12 +20,12 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_plugins.errors import AssetError
 from sft_plugins.masking import PromptMasker, check_masks, mask_dataset
 from sft_plugins.preflight import models
 from sft_plugins.preflight.data import readers
 from sft_plugins.preflight.data.documents import document_spans, kind_of, with_lengths
 from sft_plugins.preflight.data.source import check_form, mask_rows, open_data
-from sft_plugins.preflight.errors import AssetError
 from sft_plugins.preflight.models import load_config, load_model, load_tokenizer
 from testkit.commands import chat_tokenizer, conversations, model_folder, write_jsonl
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_plugins.preflight.errors import AssetError
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
