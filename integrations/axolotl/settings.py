@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens, TrainOn
 from sft_plugins.collapse import DetectorConfig
 
 KEY = "sft_plugins"
@@ -59,11 +60,11 @@ class MaskingSettings(Section):
         Literal["error", "warn", "off"],
         BeforeValidator(lambda value: _AUDIT_WORDS.get(value, value) if isinstance(value, bool) else value),
     ] = "error"
-    train_on: Literal["all", "last"] = "all"
-    errors: Literal["raise", "drop"] = "raise"
-    on_history_rewrite: Literal["split", "raise"] = "split"
-    special_tokens_in_content: Literal["raise", "allow"] = "raise"
-    overflow: Literal["raise", "drop", "truncate", "keep_turns"] = "raise"
+    train_on: TrainOn = "all"
+    errors: Errors = "raise"
+    on_history_rewrite: HistoryRewrite = "split"
+    special_tokens_in_content: SpecialTokens = "raise"
+    overflow: Overflow = "raise"
 
 
 class PackingSettings(Section):

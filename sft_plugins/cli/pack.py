@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from sft_plugins._options import Overflow
 from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.inputs import (
     fact_table,
@@ -22,7 +23,6 @@ from sft_plugins.cli.ui.inputs import (
     source_line,
     step,
 )
-from sft_plugins.cli.ui.options import Overflow
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 from sft_plugins.errors import AssetError
 

@@ -22,8 +22,9 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.messages import ROLES
 from sft_plugins.masking.examples.stored import json_columns, with_json_read
-from sft_plugins.masking.masker import MaskedExample, Outcome, PromptMasker
+from sft_plugins.masking.masker import Outcome, PromptMasker
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
+from sft_plugins.masking.turns.labels import MaskedExample
 
 _BATCH = 256
 ORIGINS = ("trained", *ROLES, "template", "untrained")

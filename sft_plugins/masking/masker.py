@@ -1,8 +1,7 @@
 """`PromptMasker`: a row of data → masked rows, with loss on exactly the response tokens.
 
-    parse_example  →  Conversation  →  plan_turns: texts of prompts and responses  →  assemble: ids, spans  →  MaskedExample
-                      TextPair      →  prompt and response as they stand           ↗
-                      Tokenized     →  checked, passed on                          ↗
+    parse_example  →  Conversation | TextPair  →  turns: texts, ids  →  labels: MaskedExample  →  overflow
+                      Tokenized                →  checked, passed on as a MaskedExample        ↗
 
 Prompt and response are tokenised apart, as generation sees them; all texts of a batch go through the tokenizer together.
 """
@@ -12,46 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens, TrainOn
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
-from sft_plugins.masking.examples.tokenized import Tokenized
 from sft_plugins.masking.headers import check_every_turn_supervised
-from sft_plugins.masking.options import Errors, HistoryRewrite, MaskingOptions, Overflow, SpecialTokens, TrainOn
-from sft_plugins.masking.turns.labels import Row, assemble
+from sft_plugins.masking.options import MaskingOptions
+from sft_plugins.masking.turns.labels import Assembler, MaskedExample
 from sft_plugins.masking.turns.overflow import fit
-from sft_plugins.masking.turns.pairs import pair_row
-from sft_plugins.masking.turns.roles import role_tokens
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.masking.turns.turn_ids import TurnIds, encode_turns
-from sft_plugins.masking.turns.turns import Turn, plan_turns
-
-
-@dataclass(frozen=True)
-class MaskedExample:
-    """One row to train on.
-
-    Attributes:
-        input_ids: token ids, `[T]`.
-        labels: `[T]`, the id where it carries loss, −100 elsewhere; the first is always −100.
-        role_tokens: tokens by origin: `trained`; untrained ones by role; `template` for what the template adds.
-        repeated_tokens: prompt tokens that an earlier row of the same conversation holds as well (the price of a split).
-        lost_tokens: tokens cut off by `overflow`, of which `lost_supervised` would have carried loss.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    role_tokens: Mapping[str, int] = field(default_factory=dict)
-    repeated_tokens: int = 0
-    lost_tokens: int = 0
-    lost_supervised: int = 0
+from sft_plugins.masking.turns.turns import Turn, TurnIds, encode_turns, plan_pair, plan_turns
 
 
 @dataclass(frozen=True)
@@ -114,9 +90,8 @@ class PromptMasker:
         )
         self._text = TextTokenizer(tokenizer)
         self._renderer = ChatRenderer(tokenizer, chat_template)
-        self.stop_token_ids, self._header_stops = find_stop_tokens(
-            self._text, self._renderer, self.options.stop_token_ids
-        )
+        self.stop_token_ids, header_stops = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
+        self._assembler = Assembler(self._text, self.stop_token_ids, header_stops, self.options)
         self._rules = RowRules(
             vocabulary_size=self._text.size,
             bos_token_id=tokenizer.bos_token_id,
@@ -150,8 +125,8 @@ class PromptMasker:
         """An `Outcome` per row of data; nothing is raised. All texts go through the tokenizer together."""
         plans = [self._plan(example) for example in examples]
         ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
-        made = [self._examples(plan, next(ids) if isinstance(plan, list) else []) for plan in plans]
-        return [self._outcome(rows) for rows in self._checked(made)]
+        made = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
+        return [self._fitted(outcome) for outcome in self._checked(made)]
 
     def token_names(self, ids: Iterable[int]) -> dict[int, str]:
         """The text of those of `ids` that stop generation, for reports."""
@@ -173,51 +148,38 @@ class PromptMasker:
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-    def _plan(self, example: Mapping[str, Any]) -> list[Turn] | TextPair | Tokenized | MaskingError:
+    def _plan(self, example: Mapping[str, Any]) -> list[Turn] | Outcome:
+        """The turns of a row, or what became of it already: its ids are given, or it is refused."""
         try:
             parsed = parse_example(example, has_chat_template=self._renderer.available)
             if isinstance(parsed, Conversation):
                 return plan_turns(parsed, self._renderer, self._text, self.options)
-            return parsed
+            if isinstance(parsed, TextPair):
+                return plan_pair(parsed, self._text, self.options)
+            if parsed.assistant_mask and self.options.train_on == "all":
+                check_every_turn_supervised(parsed, self._text, self._renderer)
+            return Outcome([MaskedExample(parsed.input_ids, parsed.labels)], [])
         except MaskingError as error:
-            return error
+            return Outcome([], [error])
 
-    def _examples(
-        self, plan: list[Turn] | TextPair | Tokenized | MaskingError, ids: list[TurnIds]
-    ) -> list[MaskedExample] | MaskingError:
+    def _assembled(self, turns: list[Turn], ids: list[TurnIds]) -> Outcome:
         try:
-            if isinstance(plan, MaskingError):
-                return plan
-            if isinstance(plan, Tokenized):
-                if plan.assistant_mask and self.options.train_on == "all":
-                    check_every_turn_supervised(plan, self._text, self._renderer)
-                return [MaskedExample(plan.input_ids, plan.labels)]
-            if isinstance(plan, TextPair):
-                return [self._example(pair_row(plan, self._text, self.stop_token_ids, self.options))]
-            made = assemble(plan, ids, self._text, self.stop_token_ids, self._header_stops, self.options)
-            return [self._example(row) for row in made]
+            return Outcome(list(self._assembler.rows(turns, ids)), [])
         except MaskingError as error:
-            return error
+            return Outcome([], [error])
 
-    def _example(self, row: Row) -> MaskedExample:
-        return MaskedExample(
-            row.input_ids, row.labels(), role_tokens=role_tokens(row, self._text), repeated_tokens=row.repeated
-        )
-
-    def _checked(self, made: list[list[MaskedExample] | MaskingError]) -> Iterator[list[MaskedExample] | MaskingError]:
-        """`made`, with the violation in place of the rows where one of them breaks an invariant."""
-        arrays = [
-            [] if isinstance(rows, MaskingError) else [(np.array(row.input_ids), np.array(row.labels)) for row in rows]
-            for rows in made
-        ]
+    def _checked(self, outcomes: list[Outcome]) -> Iterator[Outcome]:
+        """`outcomes`, with the violation in place of the rows where one of them breaks an invariant."""
+        arrays = [[(np.array(row.input_ids), np.array(row.labels)) for row in one.rows] for one in outcomes]
         clean = batch_is_clean([pair for pairs in arrays for pair in pairs], self._rules)
-        for rows, pairs in zip(made, arrays, strict=True):
+        for outcome, pairs in zip(outcomes, arrays, strict=True):
             found = () if clean else (find_violation(ids, labels, self._rules) for ids, labels in pairs)
-            yield next((violation for violation in found if violation is not None), rows)
+            violation = next((violation for violation in found if violation is not None), None)
+            yield outcome if violation is None else Outcome([], [violation])
 
-    def _outcome(self, rows: list[MaskedExample] | MaskingError) -> Outcome:
-        if isinstance(rows, MaskingError):
-            return Outcome([], [rows])
+    def _fitted(self, outcome: Outcome) -> Outcome:
+        if outcome.errors:
+            return outcome
         errors: list[MaskingError] = []
-        kept = [fit(row, self.options, errors) for row in rows]
+        kept = [fit(row, self.options, errors) for row in outcome.rows]
         return Outcome([row for row in kept if row is not None], errors, too_long=bool(errors))

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+from typing import Any, get_type_hints
 
+from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens, TrainOn, words
 from sft_plugins.errors import MaskingError
-
-TrainOn: TypeAlias = Literal["all", "last"]
-Errors: TypeAlias = Literal["raise", "drop"]
-HistoryRewrite: TypeAlias = Literal["split", "raise"]
-SpecialTokens: TypeAlias = Literal["raise", "allow"]
-Overflow: TypeAlias = Literal["raise", "drop", "truncate", "keep_turns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +29,8 @@ class MaskingOptions:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            allowed, value = get_args(hint), getattr(self, name)
-            if allowed and all(isinstance(item, str) for item in allowed) and value not in allowed:
+            allowed, value = words(hint), getattr(self, name)
+            if allowed and value not in allowed:
                 raise _bad(name, value, "one of " + ", ".join(map(repr, allowed)))
         length = self.max_length
         if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 2):

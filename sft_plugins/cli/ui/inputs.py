@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins.cli.ui.options import Overflow, SpecialTokens, TrainOn
+from sft_plugins._options import Overflow, SpecialTokens, TrainOn
 from sft_plugins.cli.ui.output import Output
 
 if TYPE_CHECKING:

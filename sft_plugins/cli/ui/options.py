@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-TrainOn = Literal["all", "last"]
-Overflow = Literal["raise", "drop", "truncate", "keep_turns"]
-SpecialTokens = Literal["raise", "allow"]
+from sft_plugins._options import Overflow, SpecialTokens, TrainOn
 
 # --- what is read -----------------------------------------------------------------------------------------------------
 

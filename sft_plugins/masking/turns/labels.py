@@ -1,11 +1,11 @@
-"""Texts of turns → ids and labels. This is where parity, coverage and stop are established, on ids.
+"""Ids of turns → rows with labels. This is where parity, coverage and stop are established, on ids.
 
     prompt        response                    added                response
     1 20 21 22    31 32 2 13                  20 23 22             33 2
     − −  −  −     31 32 2 −     (13: "\\n")   −  −  −              33 2
 
 Parity of a later turn: its whole prompt must tokenise to exactly the row so far. That holds, joint by joint, where `added`
-begins at a safe joint (see `tokenizer.py`) and the turn before it is `joined` (see `turn_ids.py`). Where it is not shown
+begins at a safe joint (see `tokenizer.py`) and the turn before it is `joined` (see `turns.py`). Where it is not shown
 that way, the whole prompt is tokenised and compared.
 """
 
@@ -14,151 +14,220 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
+from sft_plugins.masking.examples.messages import content_text
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.masking.turns.turn_ids import TurnIds
-from sft_plugins.masking.turns.turns import Turn, history_rewrite
+from sft_plugins.masking.turns.turns import Turn, TurnIds, history_rewrite, special_token_error
+
+
+@dataclass(frozen=True)
+class MaskedExample:
+    """One row to train on.
+
+    Attributes:
+        input_ids: token ids, `[T]`.
+        labels: `[T]`, the id where it carries loss, −100 elsewhere; the first is always −100.
+        role_tokens: tokens by origin: `trained`; untrained ones by role; `template` for what the template adds.
+        repeated_tokens: prompt tokens that an earlier row of the same conversation holds as well (the price of a split).
+        lost_tokens: tokens cut off by `overflow`, of which `lost_supervised` would have carried loss.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    role_tokens: Mapping[str, int] = field(default_factory=dict)
+    repeated_tokens: int = 0
+    lost_tokens: int = 0
+    lost_supervised: int = 0
 
 
 @dataclass
-class Row:
+class _Row:
     """A row in the making: ids so far, the supervised spans `[start, end)` in them, and the turns they belong to."""
 
     input_ids: list[int]
+    repeated: int
     spans: list[tuple[int, int]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)  # ids the template adds after the last stop token
-    repeated: int = 0
 
-    def labels(self) -> list[int]:
+    def masked(self, text: TextTokenizer) -> MaskedExample:
         labels = [IGNORE_INDEX] * len(self.input_ids)
         for start, end in self.spans:
             labels[start:end] = self.input_ids[start:end]
-        return labels
+        return MaskedExample(
+            self.input_ids, labels, role_tokens=_role_tokens(self, text), repeated_tokens=self.repeated
+        )
 
 
-def assemble(
-    turns: list[Turn],
-    ids: list[TurnIds],
-    text: TextTokenizer,
-    stops: frozenset[int],
-    header_stops: Mapping[str, int],
-    options: MaskingOptions,
-) -> Iterator[Row]:
-    """Rows of one conversation, each with one or more of its supervised turns.
+@dataclass(frozen=True)
+class Assembler:
+    """Turns → masked rows, with what is known of the tokenizer.
 
-    Raises:
-        MaskingError: `boundary`, `content_lost`, `missing_stop`, `history_rewrite`.
+    `stops`: ids that stop generation; `header_stops`: those among them that a role's header begins with (GLM).
     """
-    row: Row | None = None
-    before_joined = False
-    for turn, own in zip(turns, ids, strict=True):
-        prompt = own.prompt
-        if row is not None and turn.added is not None:
-            following = row.pending + own.prompt
-            if (before_joined and text.is_safe_joint(turn.added)) or (
-                text.encode([turn.prompt])[0] == row.input_ids + following
-            ):
-                _end_by_header(row, following, text, stops)
-                row.input_ids += following
-                _append_response(row, turn, own.response, text, stops)
-                before_joined = own.joined
-                continue
-            if options.on_history_rewrite == "raise":
-                raise history_rewrite(turn.index, "tokens merge across the turns")
-            prompt = text.encode([turn.prompt])[0]
-        repeated = 0
+
+    text: TextTokenizer
+    stops: frozenset[int]
+    header_stops: Mapping[str, int]
+    options: MaskingOptions
+
+    def rows(self, turns: list[Turn], ids: list[TurnIds]) -> Iterator[MaskedExample]:
+        """The rows of one plan, each with one or more of its supervised turns.
+
+        Raises:
+            MaskingError: `boundary`, `content_lost`, `missing_stop`, `history_rewrite`, and of a pair also `no_prompt`,
+                `empty_response`, `special_token_in_content`.
+        """
+        row: _Row | None = None
+        before_joined = False
+        for turn, own in zip(turns, ids, strict=True):
+            prompt = own.prompt
+            if row is not None and turn.added is not None:
+                following = row.pending + own.prompt
+                if (before_joined and self.text.is_safe_joint(turn.added)) or (
+                    self.text.encode([turn.prompt])[0] == row.input_ids + following
+                ):
+                    self._end_by_header(row, following)
+                    row.input_ids += following
+                    self._append_response(row, turn, own.response)
+                    before_joined = own.joined
+                    continue
+                if self.options.on_history_rewrite == "raise":
+                    raise history_rewrite(turn.index, "tokens merge across the turns")
+                prompt = self.text.encode([turn.prompt])[0]
+            repeated = 0
+            if row is not None:
+                yield self._finished(row)
+                repeated = min(len(row.input_ids), len(prompt))
+            row = _Row(list(prompt), repeated)
+            self._append_response(row, turn, own.response)
+            before_joined = own.joined
         if row is not None:
-            yield _finished(row, stops, header_stops)
-            repeated = min(len(row.input_ids), len(prompt))
-        row = Row(list(prompt), repeated=repeated)
-        _append_response(row, turn, own.response, text, stops)
-        before_joined = own.joined
-    if row is not None:
-        yield _finished(row, stops, header_stops)
+            yield self._finished(row)
 
+    def _append_response(self, row: _Row, turn: Turn, response: list[int]) -> None:
+        if turn.plain:
+            response = self._ended(row.input_ids, turn, response)
+        end = len(response) if turn.plain else self._supervised_length(turn, response)
+        start = len(row.input_ids)
+        row.spans.append((start, start + end))
+        row.input_ids += response[:end]
+        row.pending = response[end:]
+        row.turns.append(turn)
 
-def _append_response(row: Row, turn: Turn, response: list[int], text: TextTokenizer, stops: frozenset[int]) -> None:
-    end = supervised_length(turn, response, text, stops)
-    start = len(row.input_ids)
-    row.spans.append((start, start + end))
-    row.input_ids += response[:end]
-    row.pending = response[end:]
-    row.turns.append(turn)
+    def _supervised_length(self, turn: Turn, response: list[int]) -> int:
+        """How many ids of the response carry loss: those up to the first stop token behind all of the turn's text.
 
+        All of them where the template puts no stop token into the turn; `_finished` then looks at what follows.
+        """
+        for end in [i + 1 for i, token in enumerate(response) if token in self.stops] or [len(response)]:
+            decoded = self.text.decode(response[:end])
+            if not turn.response.startswith(decoded):
+                # A tokenizer that normalises Unicode gives other characters back; then the turn is compared as a whole.
+                if not self.text.decodes_to(response, turn.response):
+                    raise self._boundary_error(turn, response[:end])
+                decoded = turn.response
+            if first_missing(decoded, turn.message) is None:
+                return end
+        missing = first_missing(turn.response, turn.message)
+        if missing is not None:
+            raise MaskingError(
+                f"{turn.where}: the chat template does not render {missing[:60]!r} of the data.",
+                code="content_lost",
+                remedy="The template drops or rewrites this part (reasoning, tool calls, a list of parts?). Pass a "
+                "`chat_template` that renders it, or take it out of the data.",
+            )
+        raise _missing_stop(turn, f"the last of its text comes after its last stop token: {turn.response[-60:]!r}")
 
-def supervised_length(turn: Turn, response: list[int], text: TextTokenizer, stops: frozenset[int]) -> int:
-    """How many ids of the response carry loss: those up to the first stop token behind all of the turn's text.
+    def _ended(self, prompt: list[int], turn: Turn, response: list[int]) -> list[int]:
+        """The response of a pair, which ends on one stop token: the one its text ends with, or EOS appended.
 
-    All of them where the template puts no stop token into the turn; `_finished` then looks at what follows.
-    """
-    for end in [i + 1 for i, token in enumerate(response) if token in stops] or [len(response)]:
-        decoded = text.decode(response[:end])
-        if not turn.response.startswith(decoded):
-            # A tokenizer that normalises Unicode gives other characters back; then the turn is compared as a whole.
-            if not text.decodes_to(response, turn.response):
-                raise boundary_error(turn.where, turn.response, response[:end], text)
-            decoded = turn.response
-        if first_missing(decoded, turn.message) is None:
-            return end
-    missing = first_missing(turn.response, turn.message)
-    if missing is not None:
+        prompt "2 + 2 ="   response " 4"      →      1 29 33 29 46 | 41 2      labels  − − − − − 41 2
+        """
+        if not prompt:
+            raise MaskingError(
+                "the prompt is empty and the tokenizer puts no BOS there, so nothing precedes the response.",
+                code="no_prompt",
+                remedy="Give a prompt: the first token of a document cannot be predicted.",
+            )
+        text = self.text
+        if not text.decodes_to(response, turn.response):
+            raise self._boundary_error(turn, response)
+        ends_itself = bool(response) and response[-1] in self.stops
+        body = response[:-1] if ends_itself else response
+        if not text.decode(body).strip():
+            raise MaskingError(
+                "the response is empty.",
+                code="empty_response",
+                remedy='Remove the row; errors="drop" drops such rows and counts them.',
+            )
+        special = next((token for token in body if token in text.special_ids), None)
+        if special is not None and self.options.special_tokens_in_content == "raise":
+            raise special_token_error(text.decode([special]), turn.where)
+        return response if ends_itself else [*body, self._end_of_sequence()]
+
+    def _end_of_sequence(self) -> int:
+        given = tuple(self.options.stop_token_ids or ())
+        eos: int | None = self.text.tokenizer.eos_token_id
+        if eos is not None and (not given or eos in given):
+            return eos
+        if len(given) == 1:
+            return given[0]
         raise MaskingError(
-            f"{turn.where}: the chat template does not render {missing[:60]!r} of the data.",
-            code="content_lost",
-            remedy="The template drops or rewrites this part (reasoning, tool calls, a list of parts?). Pass a "
-            "`chat_template` that renders it, or take it out of the data.",
+            "no one EOS token is known to end the response with, so nothing would teach the model to stop.",
+            code="missing_stop",
+            remedy="Use a tokenizer that has an EOS token, pass one id in `stop_token_ids`, or end responses with one of "
+            "them.",
         )
-    raise _missing_stop(turn, f"the last of its text comes after its last stop token: {turn.response[-60:]!r}")
 
-
-def _end_by_header(row: Row, following: list[int], text: TextTokenizer, stops: frozenset[int]) -> None:
-    """A turn without a stop token of its own is ended by the header that follows, if that begins with one (GLM)."""
-    if row.input_ids[-1] in stops:
-        return
-    if row.pending or following[0] not in stops:
-        raise _missing_stop(row.turns[-1], f"what follows is {text.decode(following[:3])!r}")
-    start, end = row.spans[-1]
-    row.spans[-1] = (start, end + 1)
-
-
-def _finished(row: Row, stops: frozenset[int], header_stops: Mapping[str, int]) -> Row:
-    if row.input_ids[-1] not in stops:
-        turn = row.turns[-1]
-        messages = turn.conversation.messages
-        following = messages[turn.index + 1]["role"] if turn.index + 1 < len(messages) else ""
-        if following not in header_stops:
-            following = "tool" if turn.message.get("tool_calls") else "user"
-        if following not in header_stops:
-            raise _missing_stop(turn, f"it ends with {turn.response[-40:]!r}")
+    def _end_by_header(self, row: _Row, following: list[int]) -> None:
+        """A turn without a stop token of its own is ended by the header that follows, if that begins with one (GLM)."""
+        if row.input_ids[-1] in self.stops:
+            return
+        if row.pending or following[0] not in self.stops:
+            raise _missing_stop(row.turns[-1], f"what follows is {self.text.decode(following[:3])!r}")
         start, end = row.spans[-1]
-        row.input_ids = [*row.input_ids, header_stops[following]]
         row.spans[-1] = (start, end + 1)
-    return row
 
+    def _finished(self, row: _Row) -> MaskedExample:
+        if row.input_ids[-1] not in self.stops:
+            turn = row.turns[-1]
+            messages = turn.conversation.messages
+            following = messages[turn.index + 1]["role"] if turn.index + 1 < len(messages) else ""
+            if following not in self.header_stops:
+                following = "tool" if turn.message.get("tool_calls") else "user"
+            if following not in self.header_stops:
+                raise _missing_stop(turn, f"it ends with {turn.response[-40:]!r}")
+            start, end = row.spans[-1]
+            row.input_ids = [*row.input_ids, self.header_stops[following]]
+            row.spans[-1] = (start, end + 1)
+        return row.masked(self.text)
 
-def boundary_error(where: str, expected: str, ids: list[int], text: TextTokenizer) -> MaskingError:
-    """Why `ids` are not the tokens of `expected`: a character without a token, or text altered at the boundary."""
-    if text.tokenizer.unk_token_id is not None and text.tokenizer.unk_token_id in ids:
-        return MaskingError(
-            f"{where}: the tokenizer has no token for part of it and puts {text.tokenizer.unk_token!r} there.",
-            code="content_lost",
-            remedy="Use a tokenizer that covers the text (byte fallback), or clean the text.",
+    def _boundary_error(self, turn: Turn, ids: list[int]) -> MaskingError:
+        """Why `ids` are not the tokens of the response: a character without a token, or text altered at the boundary."""
+        tokenizer, expected = self.text.tokenizer, turn.response
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            return MaskingError(
+                f"{turn.where}: the tokenizer has no token for part of it and puts {tokenizer.unk_token!r} there.",
+                code="content_lost",
+                remedy="Use a tokenizer that covers the text (byte fallback), or clean the text.",
+            )
+        got = self.text.decode(ids)
+        parted = next(
+            (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
         )
-    got = text.decode(ids)
-    parted = next(
-        (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
-    )
-    return MaskingError(
-        f"{where}: its ids do not decode to its text: at character {parted} they give {got[parted : parted + 30]!r}, "
-        f"the text has {expected[parted : parted + 30]!r}.",
-        code="boundary",
-        remedy="This tokenizer cannot continue the prompt exactly here; move white space to the other side of the "
-        "boundary, or use the model's fast tokenizer.",
-    )
+        return MaskingError(
+            f"{turn.where}: its ids do not decode to its text: at character {parted} they give "
+            f"{got[parted : parted + 30]!r}, the text has {expected[parted : parted + 30]!r}.",
+            code="boundary",
+            remedy="This tokenizer cannot continue the prompt exactly here; move white space to the other side of the "
+            "boundary, or use the model's fast tokenizer.",
+        )
 
 
 def _missing_stop(turn: Turn, got: str) -> MaskingError:
@@ -168,3 +237,37 @@ def _missing_stop(turn: Turn, got: str) -> MaskingError:
         remedy="A model trained on this never stops. Pass the model's `stop_token_ids` (the EOS ids of its generation "
         "config), or a `chat_template` that ends assistant turns with the EOS token.",
     )
+
+
+def _role_tokens(row: _Row, text: TextTokenizer) -> dict[str, int]:
+    """Tokens of the row by origin: `trained`, untrained ones by role, and `template` for all that the template adds.
+
+        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nyo<|im_end|>
+        template         user template                        trained
+
+    A token counts for a role if any of its bytes lie in a message of it. Where ids stand for no fixed bytes, untrained
+    tokens count as `untrained` together.
+    """
+    trained = sum(end - start for start, end in row.spans)
+    widths = text.widths(row.input_ids)
+    if widths is None:
+        return {"trained": trained, "untrained": len(row.input_ids) - trained}
+    rendered = text.decode_bytes(row.input_ids)
+    roles: list[str] = []
+    spans: list[tuple[int, int]] = []  # of bytes, each holding at least one
+    position = 0
+    last = row.turns[-1]
+    for message in last.conversation.messages[: last.index + 1]:
+        content = content_text(message.get("content")).strip().encode()
+        found = rendered.find(content, position) if content else -1
+        if found >= 0:
+            position = found + len(content)
+            roles.append(message["role"])
+            spans.append((found, position - 1))
+    counts = {"trained": trained}
+    tokens = np.searchsorted(np.cumsum(widths), np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()
+    for role, (first, final) in zip(roles, tokens, strict=True):
+        if role != "assistant" or not any(start <= first < end for start, end in row.spans):
+            counts[role] = counts.get(role, 0) + final + 1 - first
+    counts["template"] = len(row.input_ids) - sum(counts.values())
+    return counts

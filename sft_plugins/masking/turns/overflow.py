@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.options import MaskingOptions
-
-if TYPE_CHECKING:
-    from sft_plugins.masking.masker import MaskedExample
+from sft_plugins.masking.turns.labels import MaskedExample
 
 
 def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingError]) -> MaskedExample | None:

@@ -1,20 +1,22 @@
-"""Conversation → the texts of its supervised turns, before anything is tokenised.
+"""A conversation, or a pair of texts → the texts and ids of its supervised turns.
 
     messages          u1  a1  u2  a2
     turn a1           prompt  "<u>u1</u><a>"                    response "a1</a>"
     turn a2           prompt  "<u>u1</u><a>a1</a><u>u2</u><a>"  response "a2</a>"   added "<u>u2</u><a>"
 
 `added` is what a turn's prompt appends to the row so far; None where the prompt does not go on from it, because the template
-renders the earlier turns differently once they are history. A new row begins there.
+renders the earlier turns differently once they are history. A new row begins there. A pair is one turn without a template.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples.formats import Conversation
-from sft_plugins.masking.examples.messages import Message, leaves, other_texts
+from sft_plugins.masking.examples.formats import Conversation, TextPair
+from sft_plugins.masking.examples.messages import Message, check_text, leaves, other_texts
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
@@ -22,13 +24,17 @@ from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 @dataclass(frozen=True)
 class Turn:
-    """Texts of one supervised turn, `conversation.messages[index]`; see the module's first lines."""
+    """Texts of one supervised turn, `conversation.messages[index]`; see the module's first lines.
+
+    `plain`: no template shapes it, so its prompt gets what `tokenizer(prompt)` puts there, and its response an end.
+    """
 
     conversation: Conversation
     index: int
     prompt: str
     response: str
     added: str | None
+    plain: bool = False
 
     @property
     def message(self) -> Message:
@@ -36,7 +42,18 @@ class Turn:
 
     @property
     def where(self) -> str:
-        return f"message {self.index} (assistant)"
+        return "the response" if self.plain else f"message {self.index} (assistant)"
+
+
+class TurnIds(NamedTuple):
+    """Ids of a turn's prompt (of what it adds to the row, where it goes on from one) and of its response.
+
+    `joined`: prompt and response text together tokenise to just these ids.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    joined: bool
 
 
 def plan_turns(
@@ -71,11 +88,89 @@ def plan_turns(
     return turns
 
 
+def plan_pair(pair: TextPair, text: TextTokenizer, options: MaskingOptions) -> list[Turn]:
+    """The one turn of a prompt and a response that are trained as they stand.
+
+    Raises:
+        MaskingError: `bad_schema`, `special_token_in_content`.
+    """
+    check_text(pair.prompt, "the prompt")
+    check_text(pair.response, "the response")
+    if options.special_tokens_in_content == "raise":
+        # A BOS in front is what `tokenizer(prompt)` would put there itself.
+        found = text.find_special(pair.prompt.removeprefix(text.tokenizer.bos_token or ""))
+        if found is not None:
+            raise special_token_error(found, "the prompt")
+    messages = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.response}]
+    return [Turn(Conversation(messages, [False, True]), 1, pair.prompt, pair.response, added=None, plain=True)]
+
+
+# --- texts → ids ------------------------------------------------------------------------------------------------------
+#
+# All texts of a batch go through the tokenizer in one call, and every character once:
+#
+#     prompt  "<u>hi</u>" "<a>\n"          response  "yo</a>\n"
+#              body        head
+#     tokenised:  body,  head + response        head alone is known: it recurs in every turn
+#
+# If tok(head + response) begins with tok(head), no token straddles the boundary: the prompt's ids are what generation is
+# given, and the rest, which decode to the response, go on from them (the turn is `joined`: as history it tokenises to these
+# ids again). Where it does not, the response is tokenised apart from its prompt, as generation would have to produce it.
+
+
+def encode_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> list[list[TurnIds]]:
+    """`TurnIds` of every turn of every plan."""
+    cuts = [[_cut(text, turn) for turn in turns] for turns in plans]
+    wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (cut.body, cut.tail)}
+    ids = dict(zip(wanted, text.encode(list(wanted)), strict=True))
+    return [[_turn_ids(text, cut, ids) for cut in turns] for turns in cuts]
+
+
+class _Cut(NamedTuple):
+    body: str
+    head: str  # empty where the prompt has no safe joint; then `tail` is the bare response
+    response: str
+    plain: bool
+
+    @property
+    def tail(self) -> str:
+        return self.head + self.response
+
+
+def _cut(text: TextTokenizer, turn: Turn) -> _Cut:
+    prompt = turn.prompt if turn.added is None else turn.added
+    joint = None if turn.plain else text.last_safe_joint(prompt)
+    if joint is None:
+        return _Cut(prompt, "", turn.response, turn.plain)
+    return _Cut(prompt[:joint], prompt[joint:], turn.response, turn.plain)
+
+
+def _turn_ids(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> TurnIds:
+    prompt = text.encode_prompt(cut.body) if cut.plain else ids[cut.body]
+    if cut.head:
+        head, tail = text.encode_short(cut.head), ids[cut.tail]
+        prompt = prompt + head
+        if tail[: len(head)] == head and text.goes_on(tail[len(head) :], cut.response):
+            return TurnIds(prompt, tail[len(head) :], joined=True)
+    return TurnIds(prompt, text.encode_continuations([cut.response])[0], joined=False)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
 def history_rewrite(index: int, why: str) -> MaskingError:
     return MaskingError(
         f"message {index} cannot share a row with the turns before it: {why}.",
         code="history_rewrite",
         remedy='Use on_history_rewrite="split" (one exact row per such turn), or train_on="last".',
+    )
+
+
+def special_token_error(found: str, where: str) -> MaskingError:
+    return MaskingError(
+        f"{where} holds the text of the special token {found!r}, which would be tokenised as that token.",
+        code="special_token_in_content",
+        remedy='Clean the data: such text can forge a turn. special_tokens_in_content="allow" trains it as it stands.',
     )
 
 
@@ -114,14 +209,6 @@ def _check_messages(
             found = text.find_special("\0".join(texts))
             if found is not None:
                 raise special_token_error(found, where)
-
-
-def special_token_error(found: str, where: str) -> MaskingError:
-    return MaskingError(
-        f"{where} holds the text of the special token {found!r}, which would be tokenised as that token.",
-        code="special_token_in_content",
-        remedy='Clean the data: such text can forge a turn. special_tokens_in_content="allow" trains it as it stands.',
-    )
 
 
 def _render_mismatch(index: int, prompt: str, full: str) -> MaskingError:
