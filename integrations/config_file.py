@@ -1,4 +1,4 @@
-"""Configurations of Axolotl and TRL, read into the one `Plan` that preflight checks.
+"""Configurations of Axolotl and TRL, read into the one `Plan` that preflight checks; and what both readers share.
 
 config.yaml ── read_plan ──► Plan       `base_model:` is Axolotl's word, `model_name_or_path:`, `dataset_name:` TRL's
 """
@@ -6,22 +6,37 @@ config.yaml ── read_plan ──► Plan       `base_model:` is Axolotl's wor
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sft_plugins.errors import AssetError
-from sft_plugins.integrations.axolotl.preflight import read_axolotl
-from sft_plugins.integrations.config_settings import Overrides
-from sft_plugins.integrations.trl.preflight import read_trl
-from sft_plugins.preflight import Plan
+from sft_plugins.preflight import Finding, Plan
 
-__all__ = ["Overrides", "read_plan"]
-
+_READERS = {"Axolotl": "axolotl.preflight", "TRL": "trl.preflight"}
+"""Each host's module with `read(data, path, overrides)`: the plan, and every key that the host knows or None."""
 _AXOLOTL = {"base_model", "sequence_len", "micro_batch_size", "dataset_prepared_path", "adapter"}
 _TRL = {"model_name_or_path", "dataset_name", "max_length", "per_device_train_batch_size", "use_peft"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """In place of what the configuration says, or leaves out.
+
+    Attributes:
+        model, data: folder or hub id; file or folder.
+        devices: number of devices the run will use.
+        components: check the run as it would be with sft-plugins' masking, packing and isolation.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    devices: int = 1
+    components: bool = False
 
 
 def read_plan(path: str | Path, overrides: Overrides | None = None) -> Plan:
@@ -44,8 +59,10 @@ def read_plan(path: str | Path, overrides: Overrides | None = None) -> Plan:
             code="unknown_config",
             remedy="An Axolotl YAML has `base_model:`; TRL's arguments have `model_name_or_path:` and `dataset_name:`.",
         )
-    read = read_axolotl if "base_model" in data or is_axolotl > is_trl else read_trl
-    plan, known = read(data, str(path), overrides)
+    host = "Axolotl" if "base_model" in data or is_axolotl > is_trl else "TRL"
+    reader = importlib.import_module(f"sft_plugins.integrations.{_READERS[host]}")
+    plan: Plan
+    plan, known = reader.read(data, str(path), overrides)
     if known is not None:
         _refuse_unknown(data, known, path, plan.host)
     return plan
@@ -88,3 +105,72 @@ def _refuse_unknown(data: Mapping[str, Any], known: Iterable[str], path: str | P
             close = difflib.get_close_matches(str(key), sorted(names), n=1)
             hint = f"Did you mean `{close[0]}`?" if close else "Remove it, or add the plug-in that reads it."
             raise AssetError(f"{path}: `{key}` is no key of {host}.", code="unknown_key", remedy=hint)
+
+
+# --- what both readers share --------------------------------------------------------------------------------------------
+
+
+def needed(value: Any, *, code: str, what: str, path: str, remedy: str) -> str:
+    """`value` as text.
+
+    Raises:
+        AssetError: with `code` where there is none.
+    """
+    if not value:
+        raise AssetError(f"{path} names no {what}.", code=code, remedy=remedy)
+    return str(value)
+
+
+def entries_of(data: Mapping[str, Any], name: str, path: str) -> list[Mapping[str, Any]]:
+    """The entries under `name`, one per file: `data_files` of several are several.
+
+    Raises:
+        AssetError: `bad_config` where an entry holds no keys and values.
+    """
+    found: list[Mapping[str, Any]] = []
+    given = data.get(name) or ()
+    for entry in given if isinstance(given, list | tuple) else [given]:
+        if not isinstance(entry, Mapping):
+            raise AssetError(
+                f"{path}: `{name}` holds {entry!r}; an entry with `path:` was expected.",
+                code="bad_config",
+                remedy=f"Write `{name}:` as a list, `- path: …` each.",
+            )
+        files = entry.get("data_files")
+        if not files:
+            found.append(entry)
+            continue
+        # A file is read whole: `split` names a part of a saved data set.
+        found += [{**entry, "path": file, "split": None} for file in ([files] if isinstance(files, str) else files)]
+    return found
+
+
+def switch(data: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A true-or-false setting; YAML may have left it empty."""
+    value = data.get(name)
+    return default if value is None else bool(value)
+
+
+def number(data: Mapping[str, Any], name: str, default: float, path: str) -> float:
+    """A positive number.
+
+    Raises:
+        AssetError: `bad_config`.
+    """
+    value = data.get(name)
+    if value is None:
+        return default
+    try:
+        converted = float(value)
+    except (TypeError, ValueError):
+        converted = -1.0
+    if isinstance(value, bool) or converted <= 0:
+        raise AssetError(
+            f"{path}: `{name}: {value}`; expected a number above 0.", code="bad_config", remedy=f"Correct `{name}`."
+        )
+    return converted
+
+
+def of_config(level: Any, code: str, where: str, message: str, remedy: str, failure: str = "") -> Finding:
+    """A finding that the configuration shows by itself."""
+    return Finding(level=level, part="config", code=code, where=where, message=message, remedy=remedy, failure=failure)

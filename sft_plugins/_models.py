@@ -42,7 +42,7 @@ def causal_lm_of(model: nn.Module) -> nn.Module:
             raise _refusal(
                 f"parameter {name} is partitioned by DeepSpeed ZeRO-3",
                 "sharded",
-                "isolate the model before it is partitioned",
+                "{whole_weights:isolate the model before it is partitioned}",
             )
     return lm
 
@@ -50,7 +50,9 @@ def causal_lm_of(model: nn.Module) -> nn.Module:
 def _unwrap(model: nn.Module) -> nn.Module:
     while True:
         if type(model).__name__ == "FullyShardedDataParallel":
-            raise _refusal("the model is wrapped in FSDP", "sharded", "isolate the model before the trainer wraps it")
+            raise _refusal(
+                "the model is wrapped in FSDP", "sharded", "{no_wrapping:isolate the model before the trainer wraps it}"
+            )
         if isinstance(model, nn.DataParallel):
             raise _refusal(
                 "the model is wrapped in nn.DataParallel, whose replicas share one forward",
@@ -68,7 +70,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
                         f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the row, "
                         "where only its first document sees them",
                         "prompt_learning",
-                        "train without packing, or with LoRA",
+                        "{no_packing_or_lora:train without packing, or with LoRA}",
                     )
             model = model.get_base_model()
         else:
@@ -90,7 +92,7 @@ def refuse_context_parallel() -> None:
         raise _refusal(
             f"context or sequence parallelism is on ({', '.join(f'{k}={v}' for k, v in split.items())})",
             "context_parallel",
-            "train packed rows with cp_size=1 and sp_size=1",
+            "{whole_rows:train packed rows with cp_size=1 and sp_size=1}",
         )
 
 

@@ -1,6 +1,6 @@
 """`SFTPlugin`: what runs at which of Axolotl's hooks.
 
-    register, validation    a new run; which command it is; versions; `sft_plugins:` is judged (args.py)
+    register, validation    a new run; which command it is; versions; `sft_plugins:` is judged (validation.py)
     load_datasets           rows audited, then packed by us (`axolotl train` and `preprocess`; `evaluate` does not call it)
     post_model_load         the model isolated, and the proof logged
     get_training_args       the column that says where documents end is kept, and the order of rows that were dealt
@@ -18,23 +18,23 @@ import weakref
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
-from axolotl.utils.logging import get_logger
 from transformers import HfArgumentParser
 
-from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins.errors import ContaminationError, MaskingError, PackingError
+from sft_plugins.collapse import ModeCollapseCallback
+from sft_plugins.errors import ContaminationError, MaskingError
 from sft_plugins.integrations._compat import require
 from sft_plugins.integrations.axolotl import collators
-from sft_plugins.integrations.axolotl.args import listed
-from sft_plugins.integrations.axolotl.audit import audit_rows
-from sft_plugins.integrations.axolotl.log import Command, active, idle, warnings
-from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
-from sft_plugins.integrations.axolotl.settings import KEY, PackingSettings, Settings
-from sft_plugins.integrations.axolotl.validation import dataset_entries, is_ours, packer
-from sft_plugins.integrations.axolotl.watch import collapse_callback
-from sft_plugins.packing import BalanceReport, check_dealing, deal_rows, even_rows, isolate, pack_dataset
-
-LOG = get_logger("axolotl.sft_plugins")
+from sft_plugins.integrations.axolotl.log import LOG, Command, active, audit_rows, idle, in_yaml, warnings
+from sft_plugins.integrations.axolotl.settings import (
+    KEY,
+    CollapseSettings,
+    Settings,
+    dataset_entries,
+    is_ours,
+    listed,
+    packer,
+)
+from sft_plugins.packing import BalanceReport, check_dealing, isolate
 
 
 class SFTPlugin(BasePlugin):
@@ -63,7 +63,7 @@ class SFTPlugin(BasePlugin):
 
     def get_input_args(self) -> str:
         """Where the model of our part of the configuration is."""
-        return f"{KEY}.integrations.axolotl.args.SFTPluginsArgs"
+        return f"{KEY}.integrations.axolotl.validation.SFTPluginsArgs"
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         """Our packed rows with their number of steps, or None where Axolotl's own rows serve."""
@@ -92,17 +92,17 @@ class SFTPlugin(BasePlugin):
 
         assert settings.packing is not None
         strict = _is_strict(cfg, settings)
-        train = _pack(meta.train_dataset, cfg.sequence_len, settings.packing, strict=strict, name="train")
-        evaluation = meta.eval_dataset and _pack(
+        train = collators.pack(meta.train_dataset, cfg.sequence_len, settings.packing, strict=strict, name="train")
+        evaluation = meta.eval_dataset and collators.pack(
             meta.eval_dataset,
             cfg.eval_sequence_len or cfg.sequence_len,
             settings.packing,
             strict=strict,
             name="evaluation",
         )
-        train = _evened(train, cfg.batch_size)
+        train = collators.evened(train, cfg.batch_size)
         if settings.packing.deal:
-            train, self._dealt = _deal(train, cfg, settings.packing)
+            train, self._dealt = collators.deal(train, cfg, settings.packing)
         self._packed, self._heldout = True, meta.eval_dataset
         steps = calculate_total_num_steps(cfg, train, update=False)
         return TrainDatasetMeta(train, evaluation, min(steps, cfg.max_steps) if cfg.max_steps else steps)
@@ -121,7 +121,7 @@ class SFTPlugin(BasePlugin):
         if settings is None or packer(settings, cfg) is None:
             return
         self._model = weakref.ref(model)
-        with remedies_in_yaml():
+        with in_yaml():
             LOG.info(f"sft-plugins isolation proved: {isolate(model)}")
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class SFTPlugin(BasePlugin):
         self._check_collator(cfg, trainer)
         if settings.collapse is not None and self._command == "train":
             heldout = self._heldout if self._packed else trainer.eval_dataset
-            with remedies_in_yaml():
+            with in_yaml():
                 collapse_callback(settings.collapse, trainer.processing_class, heldout).attach(trainer)
         return []
 
@@ -185,7 +185,7 @@ class SFTPlugin(BasePlugin):
             return
         self._check_collator(cfg, trainer)
         if self._dealt is not None:
-            with remedies_in_yaml():
+            with in_yaml():
                 check_dealing(trainer, self._dealt)
 
     def _check_collator(self, cfg: Any, trainer: Any) -> None:
@@ -228,47 +228,31 @@ def _is_strict(cfg: Any, settings: Settings) -> bool:
     return masking is not None and (masking.audit == "error" or all(map(is_ours, dataset_entries(cfg))))
 
 
-def _pack(rows: Any, max_length: int, settings: PackingSettings, *, strict: bool, name: str) -> Any:
-    if not strict:
-        # Rows of other strategies may supervise the first token, which nothing predicts even in a row of its own.
-        rows = rows.map(_first_label_off, desc="First labels")
-    with remedies_in_yaml():
-        packed, report = pack_dataset(
-            rows, max_length, unsupervised=settings.unsupervised, extra_columns="drop", seed=settings.seed
-        )
-    LOG.info(
-        f"sft-plugins packed the {name} rows: {report.documents:,} documents in {report.rows:,} rows, "
-        f"{report.fill:.1%} full\n{report}"
+class AxolotlCollapseCallback(ModeCollapseCallback):
+    """The same callback; what it refuses when training begins is told in the words of the YAML."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        with in_yaml():
+            super().on_train_begin(*args, **kwargs)
+
+
+def collapse_callback(settings: CollapseSettings, tokenizer: Any, heldout: Any) -> ModeCollapseCallback:
+    """The callback, not yet attached; `heldout` are the evaluation rows before they were packed, or None."""
+    rows = heldout.select_columns(["input_ids", "labels"]) if heldout is not None and settings.heldout else None
+    return AxolotlCollapseCallback(
+        tokenizer,
+        None if settings.prompts == "builtin" else settings.prompts,
+        eval_pairs=rows,
+        every_steps=settings.every_steps,
+        samples_per_prompt=settings.samples_per_prompt,
+        max_new_tokens=settings.max_new_tokens,
+        baseline=None if settings.baseline == "off" else settings.baseline,
+        embedder=None if settings.embedder == "off" else settings.embedder,
+        on_collapse=settings.on_collapse,
+        output_dir=settings.output_dir,
+        seed=settings.seed,
+        budget=None if settings.budget == "off" else settings.budget,
+        max_eval_pairs=settings.max_eval_pairs,
+        detector=settings.detector_config(),
+        report=settings.report,
     )
-    return packed
-
-
-def _evened(packed: Any, rows_per_step: int) -> Any:
-    """As many rows as optimizer steps take: else documents are trained twice on several ranks, and Axolotl cuts the last
-    epoch short."""
-    try:
-        even = even_rows(packed, rows_per_step)
-    except PackingError as error:  # hardly more documents than rows: nothing to take apart
-        LOG.warning(
-            f"sft-plugins: {len(packed):,} packed rows are no multiple of the {rows_per_step:,} rows of an optimizer step, "
-            f"and cannot be made so ({error.message}): on several ranks some documents are trained twice per epoch"
-        )
-        return packed
-    if even is not packed:
-        LOG.info(
-            f"sft-plugins took packed rows apart between documents: {len(even):,} rows, {rows_per_step:,} to a step"
-        )
-    return even
-
-
-def _deal(packed: Any, cfg: Any, settings: PackingSettings) -> Any:
-    accumulation, batch_size = cfg.gradient_accumulation_steps, cfg.micro_batch_size
-    ranks = cfg.batch_size // (accumulation * batch_size)
-    with remedies_in_yaml():
-        dealt = deal_rows(packed, ranks=ranks, accumulation=accumulation, batch_size=batch_size, seed=settings.seed)
-    LOG.info(f"sft-plugins dealt the train rows (attention counted alone): {dealt.report}")
-    return dealt
-
-
-def _first_label_off(row: dict[str, Any]) -> dict[str, Any]:
-    return {"labels": [IGNORE_INDEX, *row["labels"][1:]]}

@@ -10,18 +10,17 @@ from typing import Any
 
 from sft_plugins.errors import AssetError, MaskingError
 from sft_plugins.integrations.axolotl.fields import RowFields
-from sft_plugins.integrations.axolotl.settings import KEY, Settings
-from sft_plugins.integrations.axolotl.validation import contradictions, is_ours, packer
-from sft_plugins.integrations.config_settings import Overrides, entries_of, needed, number, of_config, switch
+from sft_plugins.integrations.axolotl.settings import KEY, PLUGIN, Settings, is_ours, packer
+from sft_plugins.integrations.axolotl.validation import contradictions
+from sft_plugins.integrations.config_file import Overrides, entries_of, needed, number, of_config, switch
 from sft_plugins.preflight import DataEntry, Finding, Plan
 
-PLUGIN = "sft_plugins.integrations.axolotl.SFTPlugin"
 # Roles under the names that Axolotl's own row forms use.
 _ROLES = {"assistant", "gpt", "model", "chatgpt", "bot", "user", "human", "system", "tool", "function"}
 _CONTEXT_PARALLEL = ("context_parallel_size", "sequence_parallel_degree")
 
 
-def read_axolotl(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan, set[str] | None]:
+def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan, set[str] | None]:
     """The plan, and every key that the installed Axolotl and its plug-ins know (None without Axolotl)."""
     model = needed(
         overrides.model or data.get("base_model"),
@@ -159,14 +158,9 @@ def _findings(data: Mapping[str, Any], settings: Settings | None, path: str) -> 
             number(data, name, 1, path)  # refuses what could not be compared
     if settings is not None:
         try:
-            found = contradictions(settings, data)
-        except ValueError as error:
-            message, _, remedy = str(error).partition(" Remedy: ")
-            raise AssetError(f"{path}: {message}", code="bad_config", remedy=remedy) from error
-        for line in found:
-            message, _, remedy = line.partition(" Remedy: ")
-            failure = "P15" if message.startswith(tuple(f"`{name}" for name in _CONTEXT_PARALLEL)) else ""
-            yield of_config("error", "contradiction", KEY, message, remedy, failure)
+            yield from contradictions(settings, data)
+        except AssetError as error:
+            raise AssetError(f"{path}: {error.message}", code=error.code, remedy=error.remedy) from error
     else:
         for name in _CONTEXT_PARALLEL:
             if (data.get(name) or 1) > 1 and switch(data, "sample_packing"):

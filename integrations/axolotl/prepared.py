@@ -17,8 +17,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from sft_plugins import __version__
-from sft_plugins.integrations.axolotl.settings import Settings
-from sft_plugins.integrations.axolotl.validation import dataset_entries, field, is_ours
+from sft_plugins.integrations.axolotl.settings import Settings, dataset_entries, field, is_ours
 
 _DEFAULT = "last_run_prepared"  # Axolotl's own
 _PREFIX = "sft_plugins-"

@@ -1,4 +1,4 @@
-"""What may stand under `sft_plugins:` in the YAML, checked before anything is loaded.
+"""What may stand under `sft_plugins:` in the YAML, checked before anything is loaded, and what else of it is ours.
 
     sft_plugins: {}          everything on, with the defaults below
     sft_plugins:
@@ -23,6 +23,9 @@ from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens
 from sft_plugins.collapse import DetectorConfig
 
 KEY = "sft_plugins"
+PLUGIN = f"{KEY}.integrations.axolotl.SFTPlugin"
+STRATEGY = f"{KEY}.integrations.axolotl.strategy"
+Packer = Literal["sft_plugins", "axolotl"]
 # YAML reads a bare `off` as false, and `on` as true.
 _AUDIT_WORDS = {False: "off", True: "error"}
 
@@ -172,3 +175,32 @@ class Settings(Section):
 
 
 _BRANCHES = ("literal['off']", "constrained-float", "float")
+
+
+def listed(data: Mapping[str, Any]) -> bool:
+    """Whether this configuration's `plugins:` names us; Axolotl keeps the plug-ins of earlier runs in one process."""
+    return any(str(name).startswith(f"{KEY}.") for name in data.get("plugins") or ())
+
+
+def field(record: Any, name: str) -> Any:
+    """A setting of a dataset, which is a mapping in the YAML and a pydantic model on the way through validation."""
+    return record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)
+
+
+def dataset_entries(data: Mapping[str, Any]) -> list[Any]:
+    """Entries of `datasets` and `test_datasets`."""
+    return [entry for name in ("datasets", "test_datasets") for entry in data.get(name) or ()]
+
+
+def is_ours(entry: Any) -> bool:
+    """Whether a dataset's rows are masked by our strategy."""
+    return str(field(entry, "type") or "").removesuffix(".load") == STRATEGY
+
+
+def packer(settings: Settings, data: Mapping[str, Any]) -> Packer | None:
+    """Who packs: us, Axolotl, or nobody."""
+    if settings.packing is None:
+        return None
+    if settings.packing.by == "auto":
+        return "axolotl" if data.get("sample_packing") else "sft_plugins"
+    return settings.packing.by

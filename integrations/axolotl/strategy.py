@@ -10,17 +10,14 @@ from typing import Any
 
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from axolotl.utils.chat_templates import get_chat_template_from_config
-from axolotl.utils.logging import get_logger
 from datasets import Dataset, Features, List, Value
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.integrations.axolotl.fields import RowFields
-from sft_plugins.integrations.axolotl.remedies import remedies_in_yaml
+from sft_plugins.integrations.axolotl.log import LOG, in_yaml
 from sft_plugins.integrations.axolotl.settings import KEY, Settings
 from sft_plugins.masking import PromptMasker, mask_dataset
 
-# Under Axolotl's name: its log filter keeps everybody else's INFO lines back.
-LOG = get_logger("axolotl.sft_plugins")
 FEATURES = Features(
     {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8")), "labels": List(Value("int64"))}
 )
@@ -38,7 +35,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> MaskingStrategy:
             code="bad_option",
             remedy="Add `- sft_plugins.integrations.axolotl.SFTPlugin` to `plugins:`.",
         )
-    with remedies_in_yaml():
+    with in_yaml():
         return MaskingStrategy(build_masker(tokenizer, cfg, ds_cfg), RowFields.of(ds_cfg))
 
 
@@ -83,7 +80,7 @@ class MaskingStrategy(DatasetWrappingStrategy):
                 keep_in_memory=bool(keep_in_memory),
                 desc="Renaming fields",
             )
-        with remedies_in_yaml():
+        with in_yaml():
             masked, report = mask_dataset(dataset, self.masker, num_proc=processes)
         LOG.info("sft-plugins masked a dataset:\n%s", report)
         if not len(masked):

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sft_plugins.errors import AssetError
-from sft_plugins.integrations.config_settings import Overrides, entries_of, needed, number, of_config, switch
+from sft_plugins.integrations.config_file import Overrides, entries_of, needed, number, of_config, switch
 from sft_plugins.integrations.trl.rows import TRLRows
 from sft_plugins.preflight import DataEntry, Finding, Plan
 
 STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
 
-def read_trl(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan, set[str] | None]:
+def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan, set[str] | None]:
     """The plan, and every key that the installed TRL knows (None without TRL)."""
     model = needed(
         overrides.model or data.get("model_name_or_path"),

@@ -51,7 +51,7 @@ def preflight(
     out = Output(quiet=quiet, as_json=as_json)
     with out.guard():
         from sft_plugins.cli.ui.pages import render_page, write_page
-        from sft_plugins.integrations.config_file import Overrides, read_plan
+        from sft_plugins.integrations import Overrides, read_plan
         from sft_plugins.preflight import PARTS, colour, run_preflight
 
         plan = read_plan(config, Overrides(model=model, data=data, devices=devices, components=components))

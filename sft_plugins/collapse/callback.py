@@ -107,7 +107,7 @@ class ModeCollapseCallback(TrainerCallback):
             raise CollapseError(
                 f"budget is {budget}; expected a share in (0, 1], or None",
                 code="bad_option",
-                remedy="pass 0.03 for 3% of the wall time, None for no limit",
+                remedy="{budget:pass 0.03 for 3% of the wall time, None for no limit}",
             )
         if not callable(on_collapse) and on_collapse not in _ON_COLLAPSE:
             raise CollapseError(
@@ -180,7 +180,7 @@ class ModeCollapseCallback(TrainerCallback):
             raise CollapseError(
                 f"the first look at the model failed: {type(error).__name__}: {error}",
                 code="setup",
-                remedy="training has not started; remove the callback, or fix what is named here",
+                remedy="training has not started; {no_watch:remove the callback}, or fix what is named here",
             ) from error
         self._log(control, values)
 
@@ -226,7 +226,7 @@ class ModeCollapseCallback(TrainerCallback):
             raise CollapseError(
                 "the weights are divided among processes (FSDP or DeepSpeed ZeRO-3), and the watch looks at whole ones",
                 code="sharded",
-                remedy="train with DDP, or remove the callback; training has not started",
+                remedy="train with DDP, or {no_watch:remove the callback}; training has not started",
             )
         if not self._tokenizer.chat_template:
             self._console.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")

@@ -90,7 +90,8 @@ def find_violation(ids: np.ndarray, labels: np.ndarray, rules: RowRules) -> Mask
                 f"the supervised tokens [{start}, {end}) end on id {int(ids[end - 1])}, which does not stop generation "
                 f"(stop ids: {sorted(rules.stop_token_ids)}).",
                 code="missing_stop",
-                remedy="Supervise the end-of-turn token and nothing after it, or pass its id in `stop_token_ids`.",
+                remedy="Supervise the end-of-turn token and nothing after it, or "
+                "{its_stop_token:pass its id in `stop_token_ids`}.",
             )
     return None
 

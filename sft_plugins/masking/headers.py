@@ -51,5 +51,5 @@ def check_every_turn_supervised(row: Tokenized, text: TextTokenizer, renderer: C
             f"`assistant_masks` covers some assistant turns only: {missed.size} more begin without loss, "
             f"the first at position {int(missed[0])}.",
             code="unsupervised_turn",
-            remedy='Mask all of them, give `labels` instead to leave turns out on purpose, or use train_on="last".',
+            remedy='Mask all of them, give `labels` instead to leave turns out on purpose, or use {train_on:train_on="last"}.',
         )

@@ -135,7 +135,7 @@ def _check_type(name: str, kind: pa.DataType) -> None:
         raise PackingError(
             f"column {name!r} has type {kind}; expected one list of integers per row",
             code="bad_schema",
-            remedy="tokenise and mask the rows first, `mask_dataset(dataset, PromptMasker(tokenizer))`",
+            remedy="tokenise and mask the rows first, {mask_dataset:`mask_dataset(dataset, PromptMasker(tokenizer))`}",
         )
 
 

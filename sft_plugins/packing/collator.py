@@ -116,7 +116,7 @@ class BlockDiagonalPackingCollator:
                 f"the row has no {' and no '.join(missing)}; found {', '.join(map(str, feature)) or 'nothing'}",
                 code="bad_schema",
                 row=row,
-                remedy="mask the dataset first, `mask_dataset(dataset, PromptMasker(tokenizer))`",
+                remedy="mask the dataset first, {mask_dataset:`mask_dataset(dataset, PromptMasker(tokenizer))`}",
             )
         ids, labels = (_integers(feature[name], name, row) for name in ("input_ids", "labels"))
         if ids.size != labels.size:
@@ -186,7 +186,7 @@ class BlockDiagonalPackingCollator:
             raise PackingError(
                 f"none of the batch's {ids.size} tokens carries loss",
                 code="no_supervised_tokens",
-                remedy="drop such rows first: mask_dataset and pack_dataset do, and count them",
+                remedy="drop such rows first: {unsupervised_dropped:mask_dataset and pack_dataset do, and count them}",
             )
 
 

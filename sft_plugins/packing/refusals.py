@@ -39,7 +39,7 @@ def missing_column(name: str, found: Sequence[str], row: int | None = None) -> P
         f"there is no {name!r}; found {', '.join(found) or 'nothing'}",
         code="bad_schema",
         row=row,
-        remedy="mask the rows first, `mask_dataset(dataset, PromptMasker(tokenizer))`",
+        remedy="mask the rows first, {mask_dataset:`mask_dataset(dataset, PromptMasker(tokenizer))`}",
     )
 
 
@@ -77,7 +77,7 @@ def too_long(length: int, capacity: int, row: int, rows: int = 1) -> PackingErro
         f"the document has {length:,} tokens and a packed row holds {capacity:,} ({rows:,} such rows)",
         code="overflow",
         row=row,
-        remedy="raise max_length, or choose overflow='drop' or 'truncate', which count what is lost",
+        remedy="raise {max_length}, or {shorten:choose overflow='drop' or 'truncate', which count what is lost}",
     )
 
 
@@ -86,7 +86,7 @@ def unsupervised_document(row: int, rows: int = 1) -> PackingError:
         f"every label is {IGNORE_INDEX} ({rows:,} such rows): the document trains nothing",
         code="no_supervised_tokens",
         row=row,
-        remedy="find out why masking left nothing, or choose unsupervised='drop', which counts them",
+        remedy="find out why masking left nothing, or choose {unsupervised:unsupervised='drop'}, which counts them",
     )
 
 

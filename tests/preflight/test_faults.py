@@ -15,7 +15,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from sft_plugins.integrations.config_file import Overrides, read_plan
+from sft_plugins.integrations import Overrides, read_plan
 from sft_plugins.preflight.run import Verdict, run_preflight
 from testkit.conversations import WEATHER_TOOL, assistant, call, system, tool, user
 from testkit.tokenizers import CHATML, build_tokenizer, tokenizer_for_template

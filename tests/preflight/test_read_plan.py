@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sft_plugins.errors import AssetError
-from sft_plugins.integrations.config_file import Overrides, read_plan
+from sft_plugins.integrations import Overrides, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TRL = {"model_name_or_path": "m", "dataset_name": "d.jsonl"}

@@ -108,7 +108,7 @@ def load_baseline(path: Path, expected: dict[str, str]) -> Baseline:
         raise CollapseError(
             f"there is no baseline file {str(path)!r}",
             code="baseline_missing",
-            remedy="pass the baseline-….npz that an earlier run left in its output_dir, or baseline='auto'",
+            remedy="pass the baseline-….npz that an earlier run left in its output_dir, or {baseline:baseline='auto'}",
         )
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -139,7 +139,7 @@ def load_baseline(path: Path, expected: dict[str, str]) -> Baseline:
         raise CollapseError(
             f"the baseline {path.name} differs from this run in: {', '.join(differing)}",
             code="baseline_mismatch",
-            remedy="pass the file that belongs to this model and these prompts, or baseline='auto'",
+            remedy="{baseline_file:pass the file} that belongs to this model and these prompts, or {baseline:baseline='auto'}",
         )
     return baseline
 

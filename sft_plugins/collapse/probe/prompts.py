@@ -58,12 +58,14 @@ def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prom
             raise CollapseError(
                 f"cannot read prompts from {str(source)!r}: {error}",
                 code="prompt_file",
-                remedy="pass the path of a JSONL file in UTF-8, a list of prompts, or None for the built-in set",
+                remedy="{prompts:pass the path of a JSONL file in UTF-8, a list of prompts, or None for the built-in set}",
             ) from error
     prompts = tuple(_prompt(i, row) for i, row in enumerate(source))
     if not prompts:
         raise CollapseError(
-            "there are no prompts to sample from", code="no_prompts", remedy="pass some, or None for the built-in set"
+            "there are no prompts to sample from",
+            code="no_prompts",
+            remedy="{some_prompts:pass some, or None for the built-in set}",
         )
     first_seen: dict[str, int] = {}
     for prompt in prompts:
@@ -74,7 +76,7 @@ def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prom
                 f"prompt {prompt.id} is the same as prompt {first_seen[key]}: {prompt.text[:80]!r}",
                 code="duplicate_prompt",
                 row=prompt.id,
-                remedy="remove one; variety within a prompt is measured by samples_per_prompt",
+                remedy="remove one; variety within a prompt is measured by {samples_per_prompt}",
             )
         first_seen[key] = prompt.id
     return prompts
@@ -173,7 +175,7 @@ def encode_prompts(
                 f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones they exceed the model's {context}",
                 code="prompt_too_long",
                 row=prompt.id,
-                remedy="shorten the prompt or lower max_new_tokens",
+                remedy="shorten the prompt or lower {max_new_tokens}",
             )
         encoded.append(list(ids))
     return encoded

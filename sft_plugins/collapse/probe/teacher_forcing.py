@@ -85,7 +85,7 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
                 "the pair is packed (it has `seq_lengths`): read as one text, its documents would see one another",
                 code="eval_pair",
                 row=index,
-                remedy="pass the rows that were packed, as mask_dataset gives them",
+                remedy="{packed_heldout:pass the rows that were packed, as mask_dataset gives them}",
             )
         if "input_ids" in pair and "labels" in pair:
             encoded = [(list(map(int, pair["input_ids"])), list(map(int, pair["labels"])))]
@@ -122,11 +122,13 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
                     "no token of this evaluation pair is supervised: there is nothing to judge",
                     code="no_supervised_tokens",
                     row=index,
-                    remedy="pass rows whose labels are not all -100, or a prompt with its response",
+                    remedy="{heldout_rows:pass rows whose labels are not all -100, or a prompt with its response}",
                 )
             rows.append(LabelledText(tuple(ids), tuple(labels)))
     if not rows:
-        raise CollapseError("eval_pairs is empty", code="no_eval_pairs", remedy="pass pairs, or leave it None")
+        raise CollapseError(
+            "eval_pairs is empty", code="no_eval_pairs", remedy="{no_heldout:pass pairs, or leave it None}"
+        )
     return tuple(rows)
 
 

@@ -164,7 +164,7 @@ class Assembler:
             raise MaskingError(
                 "the response is empty.",
                 code="empty_response",
-                remedy='Remove the row; errors="drop" drops such rows and counts them.',
+                remedy='Remove the row; {errors:errors="drop"} drops such rows and counts them.',
             )
         special = next((token for token in body if token in text.special_ids), None)
         if special is not None and self.options.special_tokens_in_content == "raise":
@@ -181,7 +181,8 @@ class Assembler:
         raise MaskingError(
             "no one EOS token is known to end the response with, so nothing would teach the model to stop.",
             code="missing_stop",
-            remedy="Use a tokenizer that has an EOS token, pass one id in `stop_token_ids`, or end responses with one of "
+            remedy="Use a tokenizer that has an EOS token, "
+            "{one_stop_token:pass one id in `stop_token_ids`}, or end responses with one of "
             "them.",
         )
 
@@ -234,8 +235,8 @@ def _missing_stop(turn: Turn, got: str) -> MaskingError:
     return MaskingError(
         f"{turn.where} renders without a token that stops generation; {got}.",
         code="missing_stop",
-        remedy="A model trained on this never stops. Pass the model's `stop_token_ids` (the EOS ids of its generation "
-        "config), or a `chat_template` that ends assistant turns with the EOS token.",
+        remedy="A model trained on this never stops. {stop_tokens:Pass the model's `stop_token_ids` (the EOS ids of its "
+        "generation config)}, or a `chat_template` that ends assistant turns with the EOS token.",
     )
 
 

@@ -24,7 +24,7 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
             MaskingError(
                 f"the row has {length} tokens, max_length is {limit}.",
                 code="overflow",
-                remedy='Raise max_length, or choose overflow="drop", "truncate" or "keep_turns".',
+                remedy='Raise {max_length}, or choose {overflow:overflow="drop", "truncate" or "keep_turns"}.',
             )
         )
         return None
@@ -43,7 +43,7 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
                 f"the row has {length} tokens and its first {limit} hold no "
                 f"{'whole answer' if options.overflow == 'keep_turns' else 'token that carries loss'}.",
                 code="no_supervised_tokens",
-                remedy='Raise max_length, or drop such rows with errors="drop" (they are counted).',
+                remedy='Raise {max_length}, or drop such rows with {errors:errors="drop"} (they are counted).',
             )
         )
         return None

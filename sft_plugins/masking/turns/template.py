@@ -56,7 +56,7 @@ class ChatRenderer:
                 f"the chat template cannot render the first {len(messages)} messages ({roles}): "
                 f"{type(error).__name__}: {error}",
                 code="template_error",
-                remedy="Change the row to what the template takes, or pass another `chat_template`.",
+                remedy="Change the row to what the template takes, or {another_chat_template:pass another `chat_template`}.",
             ) from error
 
     def turns(self, conversation: Conversation, indices: list[int], *, shortcut: bool = True) -> list[TurnText]:

@@ -69,7 +69,7 @@ def plan_turns(
         raise MaskingError(
             "the row is a conversation, but the tokenizer has no chat template.",
             code="bad_schema",
-            remedy="Pass `chat_template=…`, or give the row as `prompt` and `response` strings.",
+            remedy="{set_chat_template:Pass `chat_template=…`}, or give the row as `prompt` and `response` strings.",
         )
     indices = [index for index, trained in enumerate(conversation.trainable) if trained]
     if options.train_on == "last":
@@ -162,7 +162,8 @@ def history_rewrite(index: int, why: str) -> MaskingError:
     return MaskingError(
         f"message {index} cannot share a row with the turns before it: {why}.",
         code="history_rewrite",
-        remedy='Use on_history_rewrite="split" (one exact row per such turn), or train_on="last".',
+        remedy='Use {on_history_rewrite:on_history_rewrite="split"} (one exact row per such turn), or '
+        '{train_on:train_on="last"}.',
     )
 
 
@@ -170,7 +171,8 @@ def special_token_error(found: str, where: str) -> MaskingError:
     return MaskingError(
         f"{where} holds the text of the special token {found!r}, which would be tokenised as that token.",
         code="special_token_in_content",
-        remedy='Clean the data: such text can forge a turn. special_tokens_in_content="allow" trains it as it stands.',
+        remedy="Clean the data: such text can forge a turn. "
+        '{special_tokens_in_content:special_tokens_in_content="allow"} trains it as it stands.',
     )
 
 
@@ -196,7 +198,7 @@ def _check_messages(
             raise MaskingError(
                 f"message {index} (assistant) is empty.",
                 code="empty_response",
-                remedy='Remove it, or give it "train": false; errors="drop" drops such rows and counts them.',
+                remedy='Remove it, or give it "train": false; {errors:errors="drop"} drops such rows and counts them.',
             )
     if options.special_tokens_in_content == "raise":
         places = [
@@ -218,6 +220,7 @@ def _render_mismatch(index: int, prompt: str, full: str) -> MaskingError:
         f"would be given: they part at character {same}, prompt {prompt[same : same + 40]!r}, "
         f"with the turn {full[same : same + 40]!r}.",
         code="render_mismatch",
-        remedy="Pass the `chat_template_kwargs` that generation will use (enable_thinking, say), give the data the "
-        "reasoning that the template expects, or pass a `chat_template` that renders both alike.",
+        remedy="{chat_template_kwargs:Pass the `chat_template_kwargs`} that generation will use (enable_thinking, say), "
+        "give the data the reasoning that the template expects, or "
+        "{a_chat_template:pass a `chat_template`} that renders both alike.",
     )

@@ -172,7 +172,7 @@ def check_dealing(trainer: Any, report: BalanceReport) -> None:
         raise PackingError(
             f"the trainer draws rows with {type(sampler).__name__}, so what was dealt to a rank goes to another",
             code="not_dealt",
-            remedy='train_sampling_strategy="sequential" in the training arguments',
+            remedy='{no_other_order:train_sampling_strategy="sequential" in the training arguments}',
         )
     found = {
         "ranks": ranks,
@@ -185,7 +185,9 @@ def check_dealing(trainer: Any, report: BalanceReport) -> None:
         for name, got in found.items()
         if got != getattr(report, name)
     ]:
-        raise PackingError(f"the trainer has {'; '.join(differ)}", code="not_dealt", remedy="deal for this trainer")
+        raise PackingError(
+            f"the trainer has {'; '.join(differ)}", code="not_dealt", remedy="{no_deal:deal for this trainer}"
+        )
 
 
 def _positive(name: str, value: int) -> int:
@@ -215,7 +217,7 @@ def _check_packed(packed: Dataset, needed: int) -> None:
         raise PackingError(
             f"{len(packed)} rows and one micro-batch of all ranks takes {needed}",
             code="too_few_rows",
-            remedy="train on fewer ranks or with smaller batches",
+            remedy="{smaller_steps:train on fewer ranks or with smaller batches}",
         )
 
 

@@ -140,7 +140,9 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     raise ContaminationError(
         f"no backend isolates the documents of {type(lm).__name__}: " + "; ".join(rejected),
         code="contaminated",
-        remedy="train this model without packing" if backend in ("auto", "unpack") else "use backend='auto'",
+        remedy="{no_packing:train this model without packing}"
+        if backend in ("auto", "unpack")
+        else "use backend='auto'",
     )
 
 

@@ -12,8 +12,8 @@ pytest.importorskip("axolotl", reason="the Axolotl plug-in runs in Axolotl's env
 
 from pydantic import ValidationError
 
-from sft_plugins.integrations.axolotl.args import SFTPluginsArgs
 from sft_plugins.integrations.axolotl.settings import Settings
+from sft_plugins.integrations.axolotl.validation import SFTPluginsArgs
 
 PLUGIN = "sft_plugins.integrations.axolotl.SFTPlugin"
 STRATEGY = "sft_plugins.integrations.axolotl.strategy"

@@ -18,10 +18,12 @@ from axolotl.integrations.base import PluginManager
 from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 
+from sft_plugins.errors import MaskingError
 from sft_plugins.integrations.axolotl.fields import RowFields
-from sft_plugins.integrations.axolotl.log import active, idle
-from sft_plugins.integrations.axolotl.remedies import in_yaml
+from sft_plugins.integrations.axolotl.log import NAMES, active, idle
 from sft_plugins.integrations.axolotl.settings import Settings
+from sft_plugins.masking import PromptMasker
+from testkit.tokenizers import build_tokenizer
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "axolotl.md").read_text(encoding="utf-8")
 WORDS = " ".join(PAGE.split())
@@ -103,9 +105,14 @@ def test_the_quoted_errors_are_the_real_ones() -> None:
     with pytest.raises(ValueError) as caught:
         Settings.read({"masking": {"overflw": "drop"}})
     assert f"\n{caught.value}\n" in PAGE
-    python = 'Raise max_length, or choose overflow="drop"'
-    assert python in WORDS
-    assert in_yaml(f'{python}, "truncate" or "keep_turns".').startswith(
-        "Raise `sequence_len`, or choose `sft_plugins.masking.overflow: drop`"
-    )
-    assert "Raise `sequence_len`, or choose `sft_plugins.masking.overflow: drop`" in WORDS
+    row = {"prompt": "Why?", "response": "Because. " * 20}
+    masker = PromptMasker(build_tokenizer("qwen"), max_length=8)
+    with pytest.raises(MaskingError) as long:
+        masker.encode(row)
+    told = long.value.in_words(NAMES)
+    for error, words in (
+        (long.value, 'Raise max_length, or choose overflow="drop"'),
+        (told, "Raise `sequence_len`, or choose `sft_plugins.masking.overflow: drop`"),
+    ):
+        assert str(error.remedy).startswith(words)
+        assert words in WORDS

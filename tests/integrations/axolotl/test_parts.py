@@ -292,19 +292,19 @@ def test_packing_by_axolotl_alone_is_warned_of(caplog: pytest.LogCaptureFixture)
 
 def test_packed_rows_come_out_even_for_the_optimizer_steps() -> None:
     """P14: 3 rows of 5 documents, 2 rows to a step: one is taken apart, and no document is lost or doubled."""
-    from sft_plugins.integrations.axolotl.plugin import _evened
+    from sft_plugins.integrations.axolotl.collators import evened
 
     rows = {"input_ids": [[5, 6, 7, 8], [9, 3, 4], [2, 2]], "labels": [[-100, 6, -100, 8], [-100, 3, 4], [-100, 2]]}
     packed = Dataset.from_dict(rows | {"seq_lengths": [[2, 2], [3], [2]]})
-    even = _evened(packed, 2)
+    even = evened(packed, 2)
     assert len(even) == 4
     assert sorted(length for row in even for length in row["seq_lengths"]) == [2, 2, 2, 3]
-    assert _evened(even, 2) is even
+    assert evened(even, 2) is even
 
 
 def dealt(tmp_path: Path, **arguments: Any) -> tuple[SFTPlugin, Any, Any]:
     """The plug-in after it has dealt rows for two accumulated rows in one process, its YAML, and a trainer of these rows."""
-    from sft_plugins.integrations.axolotl.plugin import _deal
+    from sft_plugins.integrations.axolotl.collators import deal
     from sft_plugins.integrations.axolotl.settings import PackingSettings
 
     cfg = own(sft_plugins={"packing": {"deal": True}, "collapse": False}, sequence_len=8)
@@ -313,7 +313,7 @@ def dealt(tmp_path: Path, **arguments: Any) -> tuple[SFTPlugin, Any, Any]:
     rows = [{"input_ids": [5] * 8, "labels": [-100] + [5] * 7, "seq_lengths": each} for each in lengths]
     plugin = SFTPlugin()
     plugin._command = "train"
-    packed, plugin._dealt = _deal(Dataset.from_list(rows), cfg, PackingSettings(deal=True))
+    packed, plugin._dealt = deal(Dataset.from_list(rows), cfg, PackingSettings(deal=True))
     model = build("llama").model
     plugin._packed, plugin._model = True, weakref.ref(model)
     own_arguments = {**plugin.get_training_args(cfg), "gradient_accumulation_steps": 2, **arguments}
@@ -354,10 +354,10 @@ def test_a_trainer_that_loses_the_dealing_stops_before_the_first_step(
 
 
 def test_rows_that_cannot_be_taken_apart_are_kept_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sft_plugins.integrations.axolotl.plugin as module
+    import sft_plugins.integrations.axolotl.collators as module
 
     said: list[str] = []
     monkeypatch.setattr(module.LOG, "warning", said.append)
     alone = Dataset.from_dict({"input_ids": [[5, 6]], "labels": [[-100, 6]], "seq_lengths": [[2]]})
-    assert module._evened(alone, 4) is alone
+    assert module.evened(alone, 4) is alone
     assert "trained twice" in said[0]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import pickle
 import re
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,23 +16,26 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from peft import PromptTuningConfig, get_peft_model
 
-from sft_plugins.errors import CollapseError, ContaminationError, MaskingError, SFTPluginsError
+from sft_plugins import errors
+from sft_plugins.errors import CollapseError, ContaminationError, MaskingError, SFTPluginsError, in_words
 from sft_plugins.integrations.axolotl import SFTPlugin
-from sft_plugins.integrations.axolotl.plugin import _pack
-from sft_plugins.integrations.axolotl.remedies import WORDS, in_yaml, remedies_in_yaml
+from sft_plugins.integrations.axolotl.collators import pack
+from sft_plugins.integrations.axolotl.log import NAMES, in_yaml
+from sft_plugins.integrations.axolotl.plugin import collapse_callback
 from sft_plugins.integrations.axolotl.settings import Settings
 from sft_plugins.integrations.axolotl.strategy import load
-from sft_plugins.integrations.axolotl.watch import collapse_callback
 from testkit.tiny_models import build
 from testkit.tokenizers import build_tokenizer
 
 STRATEGY = "sft_plugins.integrations.axolotl.strategy"
+PACKAGE = Path(errors.__file__).parent
+ROOMS = ("masking", "packing", "collapse")
+CORE = [*PACKAGE.glob("_*.py"), *(file for room in ROOMS for file in (PACKAGE / room).rglob("*.py"))]
 # Where the errors come from that a run under Axolotl can end with.
 REACHED = {
-    "masking": ("assemble", "examples", "messages", "overflow", "pairs", "plan", "render"),
-    "packing": ("balance", "isolation", "probe", "refusals", "target"),
-    "collapse": ("baseline", "callback", "embedder", "probe", "prompts", "teacher"),
-}
+    "formats", "messages", "labels", "turns", "overflow", "template", "apply", "deal_rows", "probe", "refusals",
+    "_models", "baseline", "callback", "embedder", "prompts", "teacher_forcing",
+}  # fmt: skip
 # Never raised under the plug-in, and why.
 UNREACHED = {
     "use backend='auto'": "the plug-in asks for no backend",
@@ -46,66 +48,84 @@ UNREACHED = {
 PYTHON = re.compile(r"\b[a-z]\w*=|\b(?!encode|decode)\w+\((?!\w+ )|\bNone\b|max_length|stop_token_ids|_dataset\b")
 
 
-def remedies() -> dict[str, str]:
-    """Every remedy of those modules as its source has it → the module."""
+def remedies(paths: list[Path] = CORE) -> dict[str, str]:
+    """Every remedy of `paths` as its source has it → its file."""
     found: dict[str, str] = {}
-    for package, names in REACHED.items():
-        for name in names:
-            module = import_module(f"sft_plugins.{package}.{name}")
-            for node in ast.walk(ast.parse(inspect.getsource(module))):
-                if not isinstance(node, ast.Call):
-                    continue
-                called = getattr(node.func, "id", "")
-                values = [keyword.value for keyword in node.keywords if keyword.arg == "remedy"]
-                values += node.args[-1:] if called in ("schema_error", "_refusal") else []
-                for value in values:
-                    for text in texts(value, module):
-                        found[text] = f"{package}/{name}.py"
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        constants = {
+            target.id: node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called = getattr(node.func, "id", "")
+            values = [keyword.value for keyword in node.keywords if keyword.arg == "remedy"]
+            values += node.args[-1:] if called in ("schema_error", "_refusal") else []
+            for value in values:
+                for text in texts(value, constants):
+                    found[text] = str(path.relative_to(PACKAGE))
     return found
 
 
-def texts(node: ast.expr, module: Any) -> list[str]:
+def texts(node: ast.expr, constants: dict[str, Any]) -> list[str]:
     """What an expression may say; a name that is a constant of the module says that constant."""
     if isinstance(node, ast.IfExp):
-        return texts(node.body, module) + texts(node.orelse, module)
+        return texts(node.body, constants) + texts(node.orelse, constants)
     if isinstance(node, ast.Constant):
         return [str(node.value)]
     if isinstance(node, ast.JoinedStr):
         return ["".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)]
-    constant = getattr(module, node.id, None) if isinstance(node, ast.Name) else None
+    constant = constants.get(node.id) if isinstance(node, ast.Name) else None
     return [constant] if isinstance(constant, str) else []
 
 
+def test_every_name_in_a_remedy_has_its_word_in_the_yaml_and_every_word_is_of_use() -> None:
+    named = {found["name"] for text in remedies() for found in errors._NAMED.finditer(text)}
+    assert named == NAMES.keys()
+
+
 def test_no_remedy_that_a_run_can_end_with_is_in_python() -> None:
-    found = remedies()
+    files = [path for path in CORE if path.stem in REACHED]
+    assert {path.stem for path in files} == REACHED
+    found = remedies(files)
     assert len(found) > 40
-    left = {text: place for text, place in found.items() if PYTHON.search(in_yaml(text)) and text not in UNREACHED}
+    left = {
+        text: place for text, place in found.items() if PYTHON.search(in_words(text, NAMES)) and text not in UNREACHED
+    }
     assert left == {}
     assert found.keys() >= UNREACHED.keys(), "no exception outlives what it excuses"
-    in_python = [text for text in found if PYTHON.search(text)]
+    in_python = [text for text in found if PYTHON.search(in_words(text))]
     assert len(in_python) > 10, "the pattern knows Python when it sees it"
 
 
-def test_every_line_of_the_table_is_of_use() -> None:
-    """Translations of what the core no longer says would be dead."""
-    import sft_plugins.packing.collator as collator  # its errors reach a run that packs what an audit only warned of
-
-    said = [*remedies(), *re.findall(r'remedy="([^"]*)"', inspect.getsource(collator))]
-    assert [python for python, _ in WORDS if not any(python in remedy for remedy in said)] == []
+def test_without_a_hosts_names_a_remedy_is_in_pythons_words() -> None:
+    error = MaskingError(
+        "m", code="c", remedy='Raise {max_length}, or {errors:errors="drop"} it; {"prompt": "…"} stays.'
+    )
+    assert error.remedy == 'Raise max_length, or errors="drop" it; {"prompt": "…"} stays.'
+    for same in (error, error.at_row(3), pickle.loads(pickle.dumps(error)).at_row(3)):
+        told = same.in_words(NAMES)
+        assert told.remedy == 'Raise `sequence_len`, or `sft_plugins.masking.errors: drop` it; {"prompt": "…"} stays.'
+        assert (told.row, told.code, told.message) == (same.row, "c", "m")
 
 
 def test_everything_but_the_remedy_is_kept() -> None:
     cause = OSError("disk")
-    with pytest.raises(MaskingError) as caught, remedies_in_yaml():
-        raise MaskingError("7 > max_length", code="overflow", row=3, remedy='errors="drop"') from cause
+    with pytest.raises(MaskingError) as caught, in_yaml():
+        raise MaskingError("7 > max_length", code="overflow", row=3, remedy="{errors}") from cause
     error = caught.value
     assert (type(error), error.message, error.code, error.row) == (MaskingError, "7 > max_length", "overflow", 3)
     assert str(error) == "[overflow] (row 3) 7 > max_length Remedy: `sft_plugins.masking.errors: drop`"
     assert error.__cause__ is cause
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    with pytest.raises(SFTPluginsError, match=r"^\[x\] bare$"), remedies_in_yaml():
+    with pytest.raises(SFTPluginsError, match=r"^\[x\] bare$"), in_yaml():
         raise SFTPluginsError("bare", code="x")
-    with pytest.raises(KeyError), remedies_in_yaml():
+    with pytest.raises(KeyError), in_yaml():
         raise KeyError("max_length")
 
 
@@ -140,9 +160,9 @@ def test_packing_speaks_yaml() -> None:
     settings = Settings.read({}).packing
     assert settings is not None
     with pytest.raises(SFTPluginsError, match=r"choose `sft_plugins\.packing\.unsupervised: drop`"):
-        _pack(silent, 8, settings, strict=True, name="train")
+        pack(silent, 8, settings, strict=True, name="train")
     with pytest.raises(SFTPluginsError, match=r"raise `sequence_len`, or let `sft_plugins\.masking\.overflow`"):
-        _pack(long, 2, settings, strict=True, name="train")
+        pack(long, 2, settings, strict=True, name="train")
 
 
 def test_isolation_speaks_yaml() -> None:
@@ -159,7 +179,7 @@ def test_the_collapse_watch_speaks_yaml(tmp_path: Any, monkeypatch: pytest.Monke
     empty.write_text("")
     settings = Settings.read({"collapse": {"prompts": str(empty)}}).collapse
     assert settings is not None
-    with pytest.raises(CollapseError, match=r"`sft_plugins\.collapse\.prompts: builtin`"), remedies_in_yaml():
+    with pytest.raises(CollapseError, match=r"`sft_plugins\.collapse\.prompts: builtin`"), in_yaml():
         collapse_callback(settings, build_tokenizer("qwen"), None)
     callback = collapse_callback(Settings.read({}).collapse, build_tokenizer("qwen"), None)  # type: ignore[arg-type]
 
