@@ -10,32 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
+from datasets import Dataset, Features, List, Value
 from datasets.utils import tqdm
 
-from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._checks import stored_rows
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.arrow import Ints, TokenColumn
+from sft_plugins.packing.arrow import TokenColumn, place, store
+from sft_plugins.packing.documents import Admitted, Columns, Policies, admit, check_columns
 from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
-from sft_plugins.packing.refusals import (
-    already_packed,
-    check_policies,
-    empty_document,
-    first_label,
-    length_mismatch,
-    missing_column,
-    padded_row,
-    too_long,
-    unknown_columns,
-    unsupervised_document,
-)
-from sft_plugins.packing.report import FIRST_ROWS, Loss, PackReport, expected_padding
-from sft_plugins.packing.store import place, store
+from sft_plugins.packing.report import PackReport, expected_padding
 
 BATCH_TOKENS = 2**22
 """Tokens gathered at a time: the memory that packing needs beyond the data and the result."""
@@ -100,136 +87,40 @@ def pack_dataset(
         >>> report.rows, report.lower_bound, report.fill
         (1, 1, 0.625)
     """
-    capacity = check_capacity(max_length)
-    check_policies(overflow=overflow, unsupervised=unsupervised, extra_columns=extra_columns)
-    extra = _check_columns(dataset, extra_columns)
-    ids, labels = TokenColumn.of(dataset, "input_ids"), TokenColumn.of(dataset, "labels")
-    _check_documents(ids, labels)
-    if "attention_mask" in extra:
-        _check_unpadded(ids, TokenColumn.of(dataset, "attention_mask"))
-    admitted = _admit(ids, labels, capacity, overflow=overflow, unsupervised=unsupervised)
-    plan = plan_packs(admitted.lengths, capacity, seed=seed)
+    policies = Policies(
+        capacity=check_capacity(max_length), overflow=overflow, unsupervised=unsupervised, extra_columns=extra_columns
+    )
+    columns, extra = _read(dataset, policies)
+    admitted = admit(columns, policies)
+    if not len(admitted.rows):
+        dropped = ", ".join(f"{kind} {loss.rows:,}" for kind, loss in admitted.lost.items())
+        raise PackingError(f"no document is left to pack; dropped: {dropped}", code="empty_dataset")
+    plan = plan_packs(admitted.lengths, policies.capacity, seed=seed)
 
     kept = extra if extra_columns == "carry" else []
     features = _features(dataset, kept)
-    batches = _batches(dataset, ids, labels, kept, admitted, plan, features)
-    options = (capacity, overflow, unsupervised, extra_columns, seed)
+    batches = _batches(dataset, columns, kept, admitted, plan, features)
+    options = (policies.capacity, overflow, unsupervised, extra_columns, seed)
     packed = store(dataset, batches, features, place(dataset, features, plan.tokens, cache_file), options)
-    return Packed(packed, _report(ids, admitted, plan))
+    return Packed(packed, _report(columns.ids, admitted, plan))
 
 
-def _check_columns(dataset: Dataset, extra_columns: str) -> list[str]:
-    """The columns beyond `input_ids` and `labels`; raises where the dataset cannot be packed at all."""
-    if isinstance(dataset, IterableDataset):
-        raise PackingError(
-            "the dataset is an IterableDataset, whose rows cannot be planned as a whole",
-            code="streaming_dataset",
-            remedy="use `pack_stream(dataset, max_length)`",
-        )
-    if isinstance(dataset, DatasetDict):
-        splits = ", ".join(dataset)
-        raise PackingError(
-            f"got a DatasetDict with splits {splits}",
-            code="bad_schema",
-            remedy="pack each split by itself, `pack_dataset(dataset['train'], max_length)`",
-        )
-    if not isinstance(dataset, Dataset):
-        raise PackingError(
-            f"got {type(dataset).__name__}; expected a datasets.Dataset",
-            code="bad_schema",
-            remedy="`Dataset.from_list(rows)`, or `pack_stream(rows, max_length)` for any iterable",
-        )
-    if dataset.format["type"] == "custom":
-        raise PackingError(
-            "the dataset has a transform (`set_transform`, `with_transform`), and rows are packed as they are stored",
-            code="bad_schema",
-            remedy="give the function to `dataset.map`, or take it off with `dataset.with_format(None)`",
-        )
-    names = dataset.column_names
-    if "seq_lengths" in names:
-        raise already_packed()
-    if not len(dataset):
+def _read(dataset: Dataset, policies: Policies) -> tuple[Columns, list[str]]:
+    """The columns that say what is packed, and the names of those beyond `input_ids` and `labels`."""
+    stored_rows(
+        dataset,
+        PackingError,
+        call="pack_dataset(dataset['train'], max_length)",
+        stream="use `pack_stream(dataset, max_length)`, which plans some rows at a time",
+    )
+    if not len(dataset) and "seq_lengths" not in dataset.column_names:
         raise PackingError("the dataset has no rows", code="empty_dataset")
-    for name in ("input_ids", "labels"):
-        if name not in names:
-            raise missing_column(name, names)
-    extra = [name for name in names if name not in ("input_ids", "labels")]
-    if extra and extra_columns == "raise":
-        raise unknown_columns(extra)
-    return extra
+    extra = check_columns(dataset.column_names, policies)
+    mask = TokenColumn.of(dataset, "attention_mask", booleans=True) if "attention_mask" in extra else None
+    return Columns(TokenColumn.of(dataset, "input_ids"), TokenColumn.of(dataset, "labels"), mask), extra
 
 
-def _check_documents(ids: TokenColumn, labels: TokenColumn) -> None:
-    differ = ids.length != labels.length
-    if differ.any():
-        row = int(np.argmax(differ))
-        raise length_mismatch(int(ids.length[row]), int(labels.length[row]), row)
-    empty = ids.length == 0
-    if empty.any():
-        raise empty_document(int(np.argmax(empty)))
-    supervised = labels.first() != IGNORE_INDEX
-    if supervised.any():
-        raise first_label(int(np.argmax(supervised)), int(supervised.sum()))
-
-
-def _check_unpadded(ids: TokenColumn, mask: TokenColumn) -> None:
-    """Dropping or carrying an attention mask must not turn padding into context."""
-    padded = (mask.length != ids.length) | (mask.count_unlike(0, mask.length) != mask.length)
-    if padded.any():
-        raise padded_row(int(np.argmax(padded)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Admitted:
-    """Documents that are packed: row numbers, tokens and supervised tokens of each; and what was lost on the way."""
-
-    rows: Ints
-    lengths: Ints
-    supervised: Ints
-    lost: dict[str, Loss]
-
-
-def _admit(ids: TokenColumn, labels: TokenColumn, capacity: int, *, overflow: str, unsupervised: str) -> _Admitted:
-    full = ids.length
-    supervised_before = labels.count_unlike(IGNORE_INDEX, full)
-    lengths, supervised = full, supervised_before
-    barren = supervised == 0
-    if barren.any() and unsupervised == "raise":
-        raise unsupervised_document(int(np.argmax(barren)), int(barren.sum()))
-    long = (full > capacity) & ~barren
-    if long.any() and overflow == "raise":
-        row = int(np.argmax(long))
-        raise too_long(int(full[row]), capacity, row, int(long.sum()))
-    if overflow == "truncate":
-        lengths = np.minimum(full, capacity)
-        supervised = labels.count_unlike(IGNORE_INDEX, lengths) if long.any() else supervised
-
-    lost: dict[str, Loss] = {}
-
-    def lose(kind: str, which: Ints, tokens: Ints, supervised_tokens: Ints) -> None:
-        if which.any():
-            lost[kind] = Loss(
-                rows=int(which.sum()),
-                tokens=int(tokens[which].sum()),
-                supervised_tokens=int(supervised_tokens[which].sum()),
-                first_rows=tuple(np.flatnonzero(which)[:FIRST_ROWS].tolist()),
-            )
-
-    cut = long & (overflow == "truncate")
-    hollow = cut & (supervised == 0)
-    lose("no_supervised_tokens", barren, full, supervised_before)
-    lose("overflow", long & (overflow == "drop"), full, supervised_before)
-    lose("truncated", cut & ~hollow, full - lengths, supervised_before - supervised)
-    lose("truncated_to_prompt", hollow, full, supervised_before)
-    keep = ~barren & ~hollow & (lengths <= capacity)
-    rows = np.flatnonzero(keep)
-    if not len(rows):
-        dropped = ", ".join(f"{kind} {loss.rows:,}" for kind, loss in lost.items())
-        raise PackingError(f"no document is left to pack; dropped: {dropped}", code="empty_dataset")
-    return _Admitted(rows, lengths[rows], supervised[rows], lost)
-
-
-def _report(ids: TokenColumn, admitted: _Admitted, plan: PackPlan) -> PackReport:
+def _report(ids: TokenColumn, admitted: Admitted, plan: PackPlan) -> PackReport:
     lengths, counts = np.unique(admitted.lengths, return_counts=True)
     return PackReport(
         max_length=plan.max_length,
@@ -256,10 +147,9 @@ def _features(dataset: Dataset, carried: list[str]) -> Features:
 
 def _batches(
     dataset: Dataset,
-    ids: TokenColumn,
-    labels: TokenColumn,
+    columns: Columns,
     carried: list[str],
-    admitted: _Admitted,
+    admitted: Admitted,
     plan: PackPlan,
     features: Features,
 ) -> Iterator[pa.RecordBatch]:
@@ -275,15 +165,15 @@ def _batches(
         # offsets of rows in documents [0, 2, 3], lengths [3, 2, 8]   →   offsets of rows in tokens [0, 5, 13]
         in_documents = (offsets - offsets[0]).astype(np.int32)
         in_tokens = np.concatenate(([0], np.cumsum(lengths)))[in_documents].astype(np.int32)
-        columns: list[Any] = [
-            pa.ListArray.from_arrays(in_tokens, ids.gather(documents, lengths)),
-            pa.ListArray.from_arrays(in_tokens, labels.gather(documents, lengths)),
+        arrays: list[Any] = [
+            pa.ListArray.from_arrays(in_tokens, columns.ids.gather(documents, lengths)),
+            pa.ListArray.from_arrays(in_tokens, columns.labels.gather(documents, lengths)),
             pa.ListArray.from_arrays(in_documents, lengths.astype(np.int32)),
         ]
         if others is not None:
             values = others[documents].combine_chunks()
-            columns += [pa.ListArray.from_arrays(in_documents, _only(values[name])) for name in carried]
-        yield pa.record_batch(columns, schema=schema)
+            arrays += [pa.ListArray.from_arrays(in_documents, _only(values[name])) for name in carried]
+        yield pa.record_batch(arrays, schema=schema)
         progress.update(len(offsets) - 1)
     progress.close()
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sft_plugins._checks import whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.best_fit import deal, fill_bins, group_by_length, list_bins, shuffle_groups
 from sft_plugins.packing.compiled import compiled
@@ -130,17 +131,14 @@ def plan_packs(
 
 def check_capacity(max_length: int) -> int:
     """`max_length` as an int, or `PackingError` with code `bad_capacity`."""
-    try:
-        capacity = 0 if isinstance(max_length, (bool, np.bool_)) else operator.index(max_length)
-    except TypeError:
-        capacity = 0
-    if not 1 <= capacity <= MAX_CAPACITY:
-        raise PackingError(
-            f"max_length is {max_length!r}; expected an integer from 1 to {MAX_CAPACITY}",
-            code="bad_capacity",
-            remedy="give the number of tokens that one packed row may hold, 4096 say",
-        )
-    return capacity
+    return whole_number(
+        "max_length",
+        max_length,
+        PackingError,
+        most=MAX_CAPACITY,
+        code="bad_capacity",
+        remedy="give the number of tokens that one packed row may hold, 4096 say",
+    )
 
 
 def _check_lengths(lengths: npt.ArrayLike, capacity: int) -> npt.NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """What packing did to the data, and what it changes for training: data first, a table from that data.
 
-Invariant: nothing is lost unseen. `rows_in = documents + dropped` and `tokens_in = tokens + Σ lost tokens`.
+Invariant: nothing is lost unseen. `rows_in = documents + dropped` and `tokens_in = tokens + Σ lost tokens`. A stream counts
+in a `Tally`, of which `to_dict` and `from_dict` are inverse, through JSON too: resumed, it reports as if unbroken.
 """
 
 from __future__ import annotations
@@ -8,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sft_plugins._constants import IGNORE_INDEX
 
 PADDED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 FIRST_ROWS = 5
@@ -208,6 +213,54 @@ class PackReport:
         console.print(self.table())
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().rstrip()
+
+
+@dataclass
+class Tally:
+    """What a pass has read and yielded so far; `lengths` counts the documents yielded, per length."""
+
+    rows_in: int = 0
+    tokens_in: int = 0
+    rows: int = 0
+    supervised_tokens: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    lost: dict[str, Loss] = field(default_factory=dict)
+
+    def read(self, *, rows: int, tokens: int, lost: Mapping[str, Loss]) -> None:
+        self.rows_in += rows
+        self.tokens_in += tokens
+        for kind, loss in lost.items():
+            self.lost[kind] = self.lost.get(kind, Loss()) + loss
+
+    def add(self, packed: dict[str, Any]) -> None:
+        self.rows += 1
+        self.supervised_tokens += int(np.count_nonzero(packed["labels"] != IGNORE_INDEX))
+        self.lengths.update(packed["seq_lengths"].tolist())
+
+    def report(self, max_length: int) -> PackReport:
+        lengths = np.array(sorted(self.lengths), np.int64)
+        counts = np.array([self.lengths[length] for length in lengths.tolist()], np.int64)
+        return PackReport(
+            max_length=max_length,
+            rows_in=self.rows_in,
+            tokens_in=self.tokens_in,
+            documents=int(counts.sum()),
+            tokens=int((lengths * counts).sum()),
+            supervised_tokens=self.supervised_tokens,
+            rows=self.rows,
+            longest=int(lengths.max(initial=0)),
+            padded=expected_padding(lengths, counts),
+            lost=dict(self.lost),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: its object keys are strings, so `lengths` travels as pairs."""
+        return dataclasses.asdict(self) | {"lengths": sorted(self.lengths.items())}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Tally:
+        lost = {kind: Loss(**loss | {"first_rows": tuple(loss["first_rows"])}) for kind, loss in data["lost"].items()}
+        return cls(**dict(data) | {"lengths": Counter(dict(map(tuple, data["lengths"]))), "lost": lost})
 
 
 def expected_padding(lengths: npt.NDArray[Any], counts: npt.NDArray[Any]) -> dict[int, int]:

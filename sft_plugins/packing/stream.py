@@ -11,17 +11,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import datasets
 from torch.utils.data import IterableDataset, get_worker_info
 
+from sft_plugins._checks import one_of, whole_number
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.documents import admit, join
+from sft_plugins.packing.documents import Policies, admitted_documents, join
 from sft_plugins.packing.plan import check_capacity, plan_packs
-from sft_plugins.packing.refusals import check_policies
-from sft_plugins.packing.report import PackReport
-from sft_plugins.packing.tally import Tally
+from sft_plugins.packing.report import PackReport, Tally
 
 FAST_FORWARD = ("replay", "state")
 
@@ -89,12 +89,18 @@ class _Options:
     fast_forward: str
 
     def __post_init__(self) -> None:
-        check_policies(overflow=self.overflow, unsupervised=self.unsupervised, extra_columns=self.extra_columns)
-        if isinstance(self.buffer_size, bool) or not isinstance(self.buffer_size, int) or self.buffer_size < 1:
-            raise PackingError(f"buffer_size is {self.buffer_size!r}; expected an integer from 1 on", code="bad_option")
-        if self.fast_forward not in FAST_FORWARD:
-            expected = ", ".join(FAST_FORWARD)
-            raise PackingError(f"fast_forward is {self.fast_forward!r}; expected one of {expected}", code="bad_option")
+        whole_number("buffer_size", self.buffer_size, PackingError)
+        one_of("fast_forward", self.fast_forward, FAST_FORWARD, PackingError)
+        self.policies  # noqa: B018  refuses what it does not know
+
+    @cached_property
+    def policies(self) -> Policies:
+        return Policies(
+            capacity=self.max_length,
+            overflow=self.overflow,
+            unsupervised=self.unsupervised,
+            extra_columns=self.extra_columns,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,15 +188,7 @@ class PackStream(IterableDataset[dict[str, Any]]):
         numbered = self._open(place, tally.rows_in)
         to_skip = place.yielded
         while True:
-            admitted = admit(
-                numbered,
-                tally,
-                capacity=options.max_length,
-                overflow=options.overflow,
-                unsupervised=options.unsupervised,
-                extra_columns=options.extra_columns,
-            )
-            documents = list(itertools.islice(admitted, options.buffer_size))
+            documents = list(admitted_documents(numbered, tally, options.policies, wanted=options.buffer_size))
             if not documents:
                 break
             lengths = [len(document.ids) for document in documents]

@@ -6,7 +6,7 @@ import doctest
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,12 +81,19 @@ def test_a_multiple_that_is_none_is_refused(multiple: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [documents([3]), documents([3]).to_iterable_dataset(), None], ids=["flat", "stream", "none"]
+    ("rows", "code", "words"),
+    [
+        (documents([3]), "bad_schema", "no 'seq_lengths'"),
+        (documents([3]).to_iterable_dataset(), "streaming_dataset", "all of its rows must be there"),
+        (DatasetDict(train=documents([3])), "bad_schema", r"even_rows\(packed\['train'\]"),
+        (None, "bad_schema", "got NoneType"),
+    ],
+    ids=["flat", "stream", "splits", "none"],
 )
-def test_rows_that_are_not_packed_are_refused(rows: Any) -> None:
-    with pytest.raises(PackingError, match="no 'seq_lengths'") as caught:
+def test_rows_that_are_not_packed_are_refused(rows: Any, code: str, words: str) -> None:
+    with pytest.raises(PackingError, match=words) as caught:
         even_rows(rows, 2)
-    assert caught.value.code == "bad_schema"
+    assert caught.value.code == code
 
 
 def test_examples() -> None:

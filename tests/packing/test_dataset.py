@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments
 
 from sft_plugins.errors import PackingError
+from sft_plugins.packing import arrow
 from sft_plugins.packing import dataset as module
 from sft_plugins.packing import report as report_module
-from sft_plugins.packing import store
 from sft_plugins.packing.dataset import pack_dataset
 from sft_plugins.packing.plan import plan_packs
 from sft_plugins.packing.report import Loss, PackReport, expected_padding
@@ -362,7 +362,11 @@ def test_what_is_no_dataset_is_told_where_to_go(given_dataset: Any, code: str, r
 
 @pytest.mark.parametrize(
     ("option", "allowed"),
-    [("overflow", "raise, drop, truncate"), ("unsupervised", "raise, drop"), ("extra_columns", "raise, drop, carry")],
+    [
+        ("overflow", "'raise', 'drop', 'truncate'"),
+        ("unsupervised", "'raise', 'drop'"),
+        ("extra_columns", "'raise', 'drop', 'carry'"),
+    ],
 )
 def test_unknown_policies_raise_naming_the_known(option: str, allowed: str) -> None:
     with pytest.raises(PackingError, match=f"{option} is 'split'; expected one of {allowed}") as error:
@@ -407,7 +411,7 @@ def test_large_results_go_beside_the_files_of_the_dataset_and_are_cleaned_up_wit
     on_disk: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = pack_dataset(on_disk, 64).dataset[:]
-    monkeypatch.setattr(store, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(arrow, "IN_MEMORY_BYTES", 100)
     packed, _ = pack_dataset(on_disk, 64)
     again, _ = pack_dataset(on_disk, 64)  # over a file that is mapped
     assert packed[:] == again[:] == expected
@@ -418,7 +422,7 @@ def test_large_results_go_beside_the_files_of_the_dataset_and_are_cleaned_up_wit
 
 
 def test_datasets_in_memory_write_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(arrow, "IN_MEMORY_BYTES", 100)
     packed, _ = pack_dataset(Dataset.from_list(corpus(*range(2, 60))), 64)
     assert packed.cache_files == []
 

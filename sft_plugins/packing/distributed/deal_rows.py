@@ -17,18 +17,18 @@ is lost; `check_dealing` refuses such a trainer.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
+from sft_plugins._checks import whole_number
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.distributed.row_cost import RowCost
+from sft_plugins.packing.distributed.row_cost import RowCost, packed_rows
 
 Ints = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def deal_rows(
         0.0
     """
     sizes = {"ranks": ranks, "accumulation": accumulation, "batch_size": batch_size}
-    ranks, accumulation, batch_size = (_positive(name, value) for name, value in sizes.items())
+    ranks, accumulation, batch_size = (whole_number(name, value, PackingError) for name, value in sizes.items())
     _check_packed(packed, ranks * batch_size)
     cost = RowCost() if cost is None else cost
     costs = cost.per_row(packed)
@@ -190,29 +190,8 @@ def check_dealing(trainer: Any, report: BalanceReport) -> None:
         )
 
 
-def _positive(name: str, value: int) -> int:
-    try:
-        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise PackingError(f"{name} is {value!r}; expected an integer from 1 on", code="bad_option")
-    return number
-
-
 def _check_packed(packed: Dataset, needed: int) -> None:
-    if isinstance(packed, IterableDataset) or not isinstance(packed, Dataset):
-        raise PackingError(
-            f"got {type(packed).__name__}; rows are sorted by cost, so all of them must be there: a datasets.Dataset",
-            code="streaming_dataset" if isinstance(packed, IterableDataset) else "bad_schema",
-            remedy="pack with pack_dataset, not as a stream",
-        )
-    if "seq_lengths" not in packed.column_names:
-        raise PackingError(
-            f"there is no 'seq_lengths', so the rows are not packed; found {', '.join(packed.column_names) or 'nothing'}",
-            code="bad_schema",
-            remedy="pack them first, `pack_dataset(rows, max_length)`",
-        )
+    packed_rows(packed, call="deal_rows(packed['train'], ranks=…)")
     if len(packed) < needed:
         raise PackingError(
             f"{len(packed)} rows and one micro-batch of all ranks takes {needed}",

@@ -12,15 +12,16 @@ documents are trained twice in that epoch. Packed rows can be taken apart betwee
 from __future__ import annotations
 
 import heapq
-import operator
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from sft_plugins._checks import whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import TokenColumn
+from sft_plugins.packing.distributed.row_cost import packed_rows
 
 _PER_TOKEN = ("input_ids", "labels")
 
@@ -48,27 +49,20 @@ def even_rows(packed: Dataset, multiple_of: int) -> Dataset:
         >>> even_rows(packed, 3)["input_ids"][:]
         [[9, 3], [5, 6], [7, 8]]
     """
-    try:
-        multiple = 0 if isinstance(multiple_of, (bool, np.bool_)) else operator.index(multiple_of)
-    except TypeError:
-        multiple = 0
-    if multiple < 1:
-        raise PackingError(f"multiple_of is {multiple_of!r}; expected an integer from 1 on", code="bad_option")
-    if not isinstance(packed, Dataset) or "seq_lengths" not in packed.column_names:
-        found = ", ".join(packed.column_names) if isinstance(packed, Dataset) else type(packed).__name__
-        raise PackingError(
-            f"there is no 'seq_lengths' in {found or 'an empty dataset'}, so where documents end is not known",
-            code="bad_schema",
-            remedy="pack the rows first, `pack_dataset(rows, max_length)`",
-        )
+    multiple = whole_number("multiple_of", multiple_of, PackingError)
+    packed_rows(packed, call="even_rows(packed['train'], multiple_of)")
     missing = -len(packed) % multiple
     if not missing:
         return packed
     pieces = _pieces(TokenColumn.of(packed, "seq_lengths").length, missing)
     taken = sorted({row for row, _, _ in pieces})
     untouched = np.setdiff1d(np.arange(len(packed)), taken)
-    apart = Dataset.from_list(list(_cut(packed, pieces)), features=packed.features)
-    return concatenate_datasets([packed.select(untouched), apart])
+    stored = packed.with_format(None)  # a format turns values into arrays, and may leave columns out
+    apart = Dataset.from_list(list(_cut(stored, pieces)), features=packed.features)
+    format_ = dict(packed.format)
+    return concatenate_datasets([stored.select(untouched), apart]).with_format(
+        **format_, **format_.pop("format_kwargs")
+    )
 
 
 def _pieces(documents: np.ndarray, missing: int) -> list[tuple[int, int, int]]:

@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from sft_plugins._checks import stored_rows
 from sft_plugins._models import causal_lm_of
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import TokenColumn
@@ -78,3 +79,19 @@ class RowCost:
         # documents per row [2, 1]   →   rows start at documents [0, 2]
         starts = np.cumsum(column.length) - column.length
         return np.add.reduceat((self.linear + self.quadratic * lengths) * lengths, starts)
+
+
+def packed_rows(packed: Dataset, *, call: str) -> Dataset:
+    """`packed`, if it is a data set of packed rows.
+
+    Raises:
+        PackingError: `streaming_dataset`, `bad_schema`.
+    """
+    stored_rows(packed, PackingError, call=call, stream="pack with pack_dataset, not as a stream", transforms=True)
+    if "seq_lengths" not in packed.column_names:
+        raise PackingError(
+            f"there is no 'seq_lengths', so the rows are not packed; found {', '.join(packed.column_names) or 'nothing'}",
+            code="bad_schema",
+            remedy="pack them first, `pack_dataset(rows, max_length)`",
+        )
+    return packed

@@ -227,7 +227,7 @@ def test_rows_that_cannot_be_dealt_are_refused() -> None:
     packed = numbered([[1], [2], [3]])
     for rows, ranks, code, message in [
         (documents(4), 2, "bad_schema", "no 'seq_lengths'"),
-        (packed.to_iterable_dataset(), 2, "streaming_dataset", "IterableDataset; rows are sorted by cost"),
+        (packed.to_iterable_dataset(), 2, "streaming_dataset", "IterableDataset, and all of its rows must be there"),
         (packed.to_list(), 2, "bad_schema", "got list"),
         (packed, 4, "too_few_rows", "3 rows and one micro-batch of all ranks takes 4"),
         (numbered([[1], [], [3]]), 2, "boundaries", r"\(row 1\) seq_lengths is empty"),
