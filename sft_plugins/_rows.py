@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def integers(value: Any, name: str, error: type[SFTPluginsError], *, booleans: b
     except (ValueError, TypeError, RuntimeError) as reason:  # lists of unequal lengths; a tensor that needs a gradient
         raise _not_integers(name, str(reason), error) from reason
     if array.ndim != 1 or (array.size and array.dtype.kind not in ("iub" if booleans else "iu")):
-        raise _not_integers(name, f"{array.ndim}-D {array.dtype}", error)
+        raise _not_integers(name, f"{array.ndim} dimensions of {array.dtype}", error)
     # An empty list is float64, and NumPy joins uint64 with int64 to float64.
     return array.astype(np.int64) if array.dtype.kind not in "iu" or array.dtype == np.uint64 else array
 
@@ -83,7 +83,7 @@ def already_packed(row: Mapping[str, Any] | Collection[str], error: type[Error])
     return error(
         "the rows are packed already: they have `seq_lengths`",
         code="already_packed",
-        remedy="take the rows that those were made from; packed rows are for BlockDiagonalPackingCollator, rows='packed'",
+        remedy="take the rows that those were made from; packed rows are for BlockDiagonalPackingCollator(rows='packed')",
     )
 
 
@@ -97,19 +97,23 @@ def length_mismatch(name: str, got: int, tokens: int, error: type[Error]) -> Err
 
 def first_label(error: type[Error], rows: int = 1) -> Error:
     return error(
-        f"the first label is not {IGNORE_INDEX} ({rows:,} such rows): nothing comes before that token to predict it from; "
-        "packed, it would be predicted from the document before it",
+        f"the first label is not {IGNORE_INDEX}{_such(rows)}: nothing comes before the first token to predict it from; packed, "
+        "it would be predicted from the document before it",
         code="first_label",
         remedy=f"set `labels[0] = {IGNORE_INDEX}`; were prompt tokens meant to be trained?",
     )
 
 
-def no_supervised_tokens(tokens: int, error: type[Error], rows: int = 1) -> Error:
+def no_supervised_tokens(tokens: int, error: type[Error], rows: int = 1, *, remedy: str | None = None) -> Error:
     return error(
-        f"every label is {IGNORE_INDEX} ({rows:,} such rows): none of the row's {tokens:,} tokens carries loss",
+        f"every label is {IGNORE_INDEX}{_such(rows)}: none of the row's {tokens:,} tokens carries loss",
         code="no_supervised_tokens",
-        remedy="find out why masking or truncation left nothing, or let mask_dataset or pack_dataset drop and count such rows",
+        remedy=remedy or "drop such rows, each counts as loss 0.0, or check the mask and the truncation that made them",
     )
+
+
+def _such(rows: int) -> str:
+    return f" ({rows:,} such rows)" if rows > 1 else ""
 
 
 # ---- Rules in batch form ----
@@ -123,12 +127,9 @@ def first_fault(
     Args:
         ids, labels: `[T]`, the rows end to end; lengths: `[R]`, tokens of each.
     """
-    rows = _Rows(ids, labels, np.asarray(lengths, np.int64), rules)
+    rows = _Rows(ids, labels, np.asarray(lengths, np.int64), rules, error)
     faults = [fault for check in rows.checks() if (fault := check())]
-    if not faults:
-        return None
-    found = min(faults, key=lambda fault: fault.row)  # of one row the rule that stands first
-    return error(found.message, code=found.code, row=found.row, remedy=found.remedy)
+    return min(faults, key=lambda fault: fault.row or 0, default=None)  # of one row the rule that stands first
 
 
 def supervised_runs(labels: np.ndarray) -> np.ndarray:
@@ -143,84 +144,81 @@ def missing_stop_runs(ids: np.ndarray, labels: np.ndarray, stop_token_ids: Colle
     return runs[~np.isin(ids[runs[:, 1] - 1], list(stop_token_ids))] if len(runs) else runs
 
 
-class _Fault(NamedTuple):
-    row: int
-    code: str
-    message: str
-    remedy: str | None
+class _Rows(Generic[Error]):
+    """Rows end to end, with where each begins and ends. Each check finds the first row that breaks its rule."""
 
-
-class _Rows:
-    """Rows end to end, with where each begins and ends."""
-
-    def __init__(self, ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, rules: RowRules) -> None:
-        self.ids, self.labels, self.lengths, self.rules = ids, labels, lengths, rules
+    def __init__(
+        self, ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, rules: RowRules, error: type[Error]
+    ) -> None:
+        self.ids, self.labels, self.lengths, self.rules, self.error = ids, labels, lengths, rules, error
         self.ends = np.cumsum(lengths)
         self.starts = self.ends - lengths
         self.supervised = labels != IGNORE_INDEX
 
-    def checks(self) -> list[Callable[[], _Fault | None]]:
+    def checks(self) -> list[Callable[[], Error | None]]:
         checks = [self.ids_exist, self.labels_are_ids]
         checks += [self.something_is_supervised, self.first_is_not] if self.rules.supervised else []
         checks += [self.one_bos] if self.rules.bos_token_id is not None else []
         checks += [self.runs_end_on_stops] if self.rules.stop_token_ids is not None else []
         return checks
 
-    def first(self, wrong: np.ndarray) -> tuple[int, int, int] | None:
-        """(row, its position there, its position in all) of the first token that is wrong."""
+    def row_of(self, token: int) -> int:
+        return int(np.searchsorted(self.ends, token, side="right"))
+
+    def ids_exist(self) -> Error | None:
+        wrong = (self.ids < 0) | (self.ids >= self.rules.vocabulary_size)
         if not wrong.any():
             return None
         at = int(np.argmax(wrong))
-        row = int(np.searchsorted(self.ends, at, side="right"))
-        return row, at - int(self.starts[row]), at
+        row = self.row_of(at)
+        return self.error(
+            f"input_ids[{at - self.starts[row]}] = {int(self.ids[at])} is not in the vocabulary "
+            f"[0, {self.rules.vocabulary_size})",
+            code="id_out_of_range",
+            row=row,
+            remedy="tokenise with the tokenizer of the model that is trained, or resize the model's embeddings",
+        )
 
-    def ids_exist(self) -> _Fault | None:
-        found = self.first((self.ids < 0) | (self.ids >= self.rules.vocabulary_size))
-        if found is None:
+    def labels_are_ids(self) -> Error | None:
+        wrong = self.supervised & (self.labels != self.ids)
+        if not wrong.any():
             return None
-        row, place, at = found
-        message = f"input_ids[{place}] = {int(self.ids[at])} is not in the vocabulary [0, {self.rules.vocabulary_size})"
-        remedy = "tokenise with the tokenizer of the model that is trained, or resize the model's embeddings"
-        return _Fault(row, "id_out_of_range", message, remedy)
+        at = int(np.argmax(wrong))
+        row = self.row_of(at)
+        place = at - self.starts[row]
+        return self.error(
+            f"labels[{place}] = {int(self.labels[at])}, but input_ids[{place}] = {int(self.ids[at])}; a label is the id or "
+            f"{IGNORE_INDEX}",
+            code="label_mismatch",
+            row=row,
+            remedy="do not shift labels: the model's loss shifts them",
+        )
 
-    def labels_are_ids(self) -> _Fault | None:
-        found = self.first(self.supervised & (self.labels != self.ids))
-        if found is None:
-            return None
-        row, place, at = found
-        got = f"labels[{place}] = {int(self.labels[at])}, but input_ids[{place}] = {int(self.ids[at])}"
-        remedy = "do not shift labels: the model's loss shifts them"
-        return _Fault(row, "label_mismatch", f"{got}; a label is the id or {IGNORE_INDEX}", remedy)
-
-    def something_is_supervised(self) -> _Fault | None:
+    def something_is_supervised(self) -> Error | None:
         before = np.concatenate(([0], np.cumsum(self.supervised)))
         barren = before[self.ends] == before[self.starts]
-        if not barren.any():
-            return None
         row = int(np.argmax(barren))
-        fault = no_supervised_tokens(int(self.lengths[row]), SFTPluginsError)
-        return _Fault(row, fault.code, fault.message, fault.remedy)
+        return no_supervised_tokens(int(self.lengths[row]), self.error).at_row(row) if barren.any() else None
 
-    def first_is_not(self) -> _Fault | None:
-        wrong = np.zeros(len(self.ids), np.bool_)
-        starts = self.starts[self.lengths > 0]
-        wrong[starts] = self.supervised[starts]
-        found = self.first(wrong)
-        fault = first_label(SFTPluginsError)
-        return found and _Fault(found[0], fault.code, fault.message, fault.remedy)
+    def first_is_not(self) -> Error | None:
+        rows = np.flatnonzero(self.lengths)
+        wrong = rows[self.supervised[self.starts[rows]]]
+        return first_label(self.error).at_row(int(wrong[0])) if len(wrong) else None
 
-    def one_bos(self) -> _Fault | None:
-        starts = self.starts[self.lengths > 1]
-        wrong = np.zeros(len(self.ids), np.bool_)
-        wrong[starts] = (self.ids[starts] == self.rules.bos_token_id) & (
-            self.ids[starts + 1] == self.rules.bos_token_id
+    def one_bos(self) -> Error | None:
+        rows = np.flatnonzero(self.lengths > 1)
+        starts, bos = self.starts[rows], self.rules.bos_token_id
+        wrong = rows[(self.ids[starts] == bos) & (self.ids[starts + 1] == bos)]
+        if not len(wrong):
+            return None
+        return self.error(
+            f"the row begins with BOS (id {bos}) twice",
+            code="double_bos",
+            row=int(wrong[0]),
+            remedy="the template writes one and the tokenizer adds another: tokenise with add_special_tokens=False",
         )
-        found = self.first(wrong)
-        message = f"the row begins with BOS (id {self.rules.bos_token_id}) twice"
-        remedy = "the template writes one and the tokenizer adds another: tokenise with add_special_tokens=False"
-        return found and _Fault(found[0], "double_bos", message, remedy)
 
-    def runs_end_on_stops(self) -> _Fault | None:
+    def runs_end_on_stops(self) -> Error | None:
         stops = self.rules.stop_token_ids or frozenset()
         labels = self.labels.copy()
         labels[self.starts[self.lengths > 0]] = IGNORE_INDEX  # so that no run goes on into the next row
@@ -228,14 +226,15 @@ class _Rows:
         if not len(runs):
             return None
         start, end = map(int, runs[0])
-        row = int(np.searchsorted(self.ends, end - 1, side="right"))
+        row = self.row_of(end - 1)
         first = int(self.starts[row])
-        message = (
+        return self.error(
             f"the supervised tokens [{start - first}, {end - first}) end on id {int(self.ids[end - 1])}, which does not stop "
-            f"generation (stop ids: {sorted(stops)})"
+            f"generation (stop ids: {sorted(stops)})",
+            code="missing_stop",
+            row=row,
+            remedy="supervise the end-of-turn token and nothing after it, or {its_stop_token:pass its id in `stop_token_ids`}",
         )
-        remedy = "supervise the end-of-turn token and nothing after it, or pass its id in `stop_token_ids`"
-        return _Fault(row, "missing_stop", message, remedy)
 
 
 def _not_integers(name: str, got: str, error: type[Error]) -> Error:
@@ -243,5 +242,5 @@ def _not_integers(name: str, got: str, error: type[Error]) -> Error:
         f"{name} must be a flat list of integers, got {got}",
         code="bad_schema",
         remedy="pass lists, NumPy arrays or tensors of one dimension; text is masked first, "
-        "`mask_dataset(dataset, PromptMasker(tokenizer))`",
+        "{mask_dataset:`mask_dataset(dataset, PromptMasker(tokenizer))`}",
     )

@@ -41,8 +41,8 @@ class SFTPluginsError(ValueError):
         where = "" if row is None else f" (row {row})"
         super().__init__(f"[{code}]{where} {message}" + (f" Remedy: {remedy}" if remedy else ""))
 
-    def at_row(self: _Error, row: int) -> _Error:
-        """The same error, placed at `row`."""
+    def at_row(self: _Error, row: int | None) -> _Error:
+        """The same error, placed at `row`; None: at none."""
         return type(self)(self.message, code=self.code, row=row, remedy=self._remedy)
 
     def in_words(self: _Error, names: Mapping[str, str]) -> _Error:

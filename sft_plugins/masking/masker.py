@@ -113,7 +113,7 @@ class PromptMasker:
                 `history_rewrite`, `no_prompt`, `empty_response`, `content_lost`, `boundary`, `missing_stop`,
                 `special_token_in_content`, `double_bos`, `no_supervised_tokens`, `overflow`, and for rows already
                 tokenised also `length_mismatch`, `id_out_of_range`, `label_mismatch`, `first_label`,
-                `unsupervised_turn`, `packed_row`.
+                `unsupervised_turn`, `already_packed`.
         """
         (outcome,) = self.encode_batch([example])
         for error in outcome.errors:

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sft_plugins._checks import one_of, whole_number
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins._models import causal_lm_of
+from sft_plugins._rows import RowRules, already_packed, document_lengths, first_fault, integers, length_mismatch
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from sft_plugins.packing.isolation.boundaries import Boundaries
@@ -50,18 +52,16 @@ class BlockDiagonalPackingCollator:
     Raises:
         ContaminationError: from the constructor, if `model` cannot be isolated.
         PackingError: from the constructor, `bad_option`; from a call, with the position of the bad row in the batch:
-            `bad_schema`, `length_mismatch`, `boundaries`, `id_out_of_range`, `bad_labels`, `no_supervised_tokens`.
+            `bad_schema`, `length_mismatch`, `boundaries`, `already_packed`, `id_out_of_range`, `label_mismatch`,
+            `no_supervised_tokens`.
     """
 
     def __init__(
         self, tokenizer: Any, *, model: nn.Module, rows: str = "packed", pad_to_multiple_of: int | None = None
     ) -> None:
-        if rows not in ROWS:
-            raise PackingError(f"rows is {rows!r}; expected one of {', '.join(map(repr, ROWS))}", code="bad_option")
-        if pad_to_multiple_of is not None and (not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1):
-            raise PackingError(
-                f"pad_to_multiple_of is {pad_to_multiple_of!r}; expected a positive int or None", code="bad_option"
-            )
+        one_of("rows", rows, ROWS, PackingError)
+        if pad_to_multiple_of is not None:
+            pad_to_multiple_of = whole_number("pad_to_multiple_of", pad_to_multiple_of, PackingError)
         if not hasattr(tokenizer, "pad_token_id"):
             raise PackingError(
                 f"expected a transformers tokenizer, got {type(tokenizer).__name__}",
@@ -85,7 +85,12 @@ class BlockDiagonalPackingCollator:
         self.vocabulary_size = int(lm.get_input_embeddings().weight.shape[0])
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        read = [self._read(row, feature) for row, feature in enumerate(features)]
+        read = []
+        for row, feature in enumerate(features):
+            try:
+                read.append(self._read(feature))
+            except PackingError as error:
+                raise error.at_row(row) from error
         if not read:
             raise PackingError("the batch has no rows", code="bad_schema")
         ids, labels, lengths = (np.concatenate(parts) for parts in zip(*read, strict=True))
@@ -102,86 +107,49 @@ class BlockDiagonalPackingCollator:
             **boundaries.batch("cpu"),
         }
 
-    def _read(self, row: int, feature: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, feature: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 (ids, labels, lengths) of one row."""
         if not isinstance(feature, Mapping):
             raise PackingError(
                 f"expected a mapping of columns, got {type(feature).__name__}",
                 code="bad_schema",
-                row=row,
                 remedy="pass rows one by one; rows of documents come from pack_dataset",
             )
         if missing := [name for name in ("input_ids", "labels") if feature.get(name) is None]:
             raise PackingError(
                 f"the row has no {' and no '.join(missing)}; found {', '.join(map(str, feature)) or 'nothing'}",
                 code="bad_schema",
-                row=row,
                 remedy="mask the dataset first, {mask_dataset:`mask_dataset(dataset, PromptMasker(tokenizer))`}",
             )
-        ids, labels = (_integers(feature[name], name, row) for name in ("input_ids", "labels"))
+        ids, labels = (integers(feature[name], name, PackingError).astype(np.int64) for name in ("input_ids", "labels"))
         if ids.size != labels.size:
-            raise PackingError(
-                f"{ids.size} input_ids and {labels.size} labels; expected as many", code="length_mismatch", row=row
-            )
+            raise length_mismatch("labels", labels.size, ids.size, PackingError)
         if (mask := feature.get("attention_mask")) is not None and _hides(mask):
             raise PackingError(
                 "attention_mask hides tokens or numbers documents; expected none, or ones alone",
                 code="bad_schema",
-                row=row,
                 remedy="cut the padding off; documents are told apart by seq_lengths",
             )
-        return ids, labels.copy(), self._lengths(row, feature, ids.size)
+        return ids, labels, self._lengths(feature, ids.size)
 
-    def _lengths(self, row: int, feature: Mapping[str, Any], size: int) -> np.ndarray:
-        given = feature.get("seq_lengths")
+    def _lengths(self, feature: Mapping[str, Any], size: int) -> np.ndarray:
         if self.rows == "documents":
-            if given is not None:
-                raise PackingError(
-                    "the row is packed (it has `seq_lengths`), and rows='documents' reads it as one document",
-                    code="bad_schema",
-                    row=row,
-                    remedy="rows='packed'",
-                )
-            lengths = np.array([size])
-        elif given is None:
+            if packed := already_packed(feature, PackingError):
+                raise packed
+            return document_lengths([size], size, PackingError)
+        if feature.get("seq_lengths") is None:
             raise PackingError(
                 f"the row has no `seq_lengths`, so where its documents end is lost; found {', '.join(feature)}",
                 code="bad_schema",
-                row=row,
                 remedy="remove_unused_columns=False keeps the column; rows='documents' takes single documents",
             )
-        else:
-            lengths = _integers(given, "seq_lengths", row)
-        if lengths.size == 0 or lengths.min() < 1 or lengths.sum() != size:
-            raise PackingError(
-                f"documents of {lengths.tolist()[:8]} tokens do not fill a row of {size}; expected positive lengths "
-                "that add up to it",
-                code="boundaries",
-                row=row,
-            )
-        return lengths
+        return document_lengths(feature["seq_lengths"], size, PackingError)
 
     def _check(self, ids: np.ndarray, labels: np.ndarray, sizes: list[int]) -> None:
         """Every id is one the model knows, every label is −100 or the id at its place, and something is learned."""
-        ends = np.cumsum(sizes)
-        wrong = (ids < 0) | (ids >= self.vocabulary_size)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise PackingError(
-                f"token id {ids[at]} is none of the model's {self.vocabulary_size}",
-                code="id_out_of_range",
-                row=int(np.searchsorted(ends, at, side="right")),
-                remedy="resize the model's embeddings, or use its own tokenizer",
-            )
-        wrong = (labels != IGNORE_INDEX) & (labels != ids)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise PackingError(
-                f"label {labels[at]} stands at token id {ids[at]}; expected {IGNORE_INDEX} or that id",
-                code="bad_labels",
-                row=int(np.searchsorted(ends, at, side="right")),
-                remedy="labels are not shifted here: the model's loss shifts them",
-            )
+        rules = RowRules(vocabulary_size=self.vocabulary_size, supervised=False)
+        if fault := first_fault(ids, labels, np.array(sizes), rules, PackingError):
+            raise fault
         if (labels == IGNORE_INDEX).all():
             raise PackingError(
                 f"none of the batch's {ids.size} tokens carries loss",
@@ -194,13 +162,3 @@ def _hides(mask: Any) -> bool:
     """Whether an attention mask is more than ones: [T], or one per document as `extra_columns="carry"` keeps them."""
     parts = mask if len(mask) and np.ndim(mask[0]) else [mask]
     return not all(np.all(np.asarray(part) == 1) for part in parts)
-
-
-def _integers(values: Any, name: str, row: int) -> np.ndarray:
-    """int64 [n], a copy where the dtype differs."""
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise PackingError(
-            f"{name} must be a flat list of integers, got {array.ndim}-D {array.dtype}", code="bad_schema", row=row
-        )
-    return array.astype(np.int64, copy=False)

@@ -98,7 +98,7 @@ def admit(columns: Columns, policies: Policies, *, first_row: int = 0) -> Admitt
     lengths, supervised = full, supervised_before
     barren = supervised == 0
     if policies.unsupervised == "raise":
-        _refuse(barren, first_row, lambda row, rows: no_supervised_tokens(int(full[row]), PackingError, rows))
+        _refuse(barren, first_row, lambda row, rows: _untrained(int(full[row]), rows))
     long = (full > policies.capacity) & ~barren
     if policies.overflow == "raise":
         _refuse(long, first_row, lambda row, rows: _too_long(int(full[row]), policies.capacity, rows))
@@ -151,6 +151,15 @@ def _refuse(wrong: Ints, first_row: int, describe: Callable[[int, int], PackingE
 
 def _empty() -> PackingError:
     return PackingError("the document is empty", code="empty_document", remedy="filter out rows without tokens")
+
+
+def _untrained(length: int, rows: int) -> PackingError:
+    return no_supervised_tokens(
+        length,
+        PackingError,
+        rows,
+        remedy="find out why masking left nothing, or choose {unsupervised:unsupervised='drop'}, which counts them",
+    )
 
 
 def _too_long(length: int, capacity: int, rows: int) -> PackingError:

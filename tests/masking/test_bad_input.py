@@ -79,7 +79,7 @@ ROWS: dict[str, tuple[Any, set[str], str]] = {
     "images beside the text": ({"images": ["cat.png"], **GOOD}, {"bad_schema"}, "images"),
     "packed row": (
         {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8], "seq_lengths": [2, 2]},
-        {"packed_row"},
+        {"already_packed"},
         "seq_lengths",
     ),
     "image": (

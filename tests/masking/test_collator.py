@@ -160,7 +160,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "first label": ({"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, "first_label", "first token"),
     "nothing supervised": ({"input_ids": [5, 6], "labels": [IGNORE, IGNORE]}, "no_supervised_tokens", "2 tokens"),
     "empty": ({"input_ids": [], "labels": []}, "no_supervised_tokens", "0 tokens"),
-    "packed": ({**GOOD, "seq_lengths": [2, 1]}, "packed_row", "seq_lengths"),
+    "packed": ({**GOOD, "seq_lengths": [2, 1]}, "already_packed", "seq_lengths"),
     "no labels": ({"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1]}, "bad_schema", "carry loss"),
     "raw without a masker": ({"prompt": "a", "response": "b"}, "bad_schema", "'prompt', 'response'"),
     "no mapping": ([5, 6, 7], "bad_schema", "list"),

@@ -122,7 +122,7 @@ PROPERTY = collator(pad_to_multiple_of=1)
     ("rows", "given", "code", "says"),
     [
         ("packed", row([5, 6]), "bad_schema", "no `seq_lengths`.*remove_unused_columns"),
-        ("documents", row([5, 6], None, [2]), "bad_schema", "rows='packed'"),
+        ("documents", row([5, 6], None, [2]), "already_packed", "rows='packed'"),
         ("packed", {"input_ids": [5], "seq_lengths": [1]}, "bad_schema", "no labels; found input_ids, seq_lengths"),
         ("packed", {}, "bad_schema", "no input_ids and no labels; found nothing"),
         ("packed", [5, 6], "bad_schema", "mapping"),
@@ -132,10 +132,15 @@ PROPERTY = collator(pad_to_multiple_of=1)
         ("packed", row([], None, []), "boundaries", "do not fill a row of 0"),
         ("documents", row([]), "boundaries", "do not fill a row of 0"),
         ("packed", row([5, 6, 7], [5, 6], [3]), "length_mismatch", "3 input_ids and 2 labels"),
-        ("packed", row([5, 96, 7], None, [3]), "id_out_of_range", "token id 96 is none of the model's 96"),
-        ("packed", row([5, -1, 7], None, [3]), "id_out_of_range", "token id -1"),
-        ("packed", row([5, 6, 7], [6, 7, -100], [3]), "bad_labels", "label 7 stands at token id 6.*not shifted"),
-        ("packed", row([5, 6, 7], [5, -1, 7], [3]), "bad_labels", "label -1"),
+        ("packed", row([5, 96, 7], None, [3]), "id_out_of_range", r"input_ids.1. = 96 is not in the vocabulary .0, 96"),
+        ("packed", row([5, -1, 7], None, [3]), "id_out_of_range", r"input_ids.1. = -1"),
+        (
+            "packed",
+            row([5, 6, 7], [6, 7, -100], [3]),
+            "label_mismatch",
+            r"labels.1. = 7, but input_ids.1. = 6.*do not shift",
+        ),
+        ("packed", row([5, 6, 7], [5, -1, 7], [3]), "label_mismatch", r"labels.1. = -1"),
         ("packed", {"input_ids": [[5, 6]], "labels": [[5, 6]], "seq_lengths": [2]}, "bad_schema", "flat list"),
         ("packed", {"input_ids": [5.0], "labels": [5], "seq_lengths": [1]}, "bad_schema", "float64"),
         ("documents", {**row([5, 6]), "attention_mask": [1, 0]}, "bad_schema", "attention_mask"),
@@ -161,8 +166,8 @@ def test_a_batch_without_loss_is_refused() -> None:
     ("options", "says"),
     [
         ({"rows": "single"}, "'packed', 'documents'"),
-        ({"pad_to_multiple_of": 0}, "positive int"),
-        ({"pad_to_multiple_of": 8.0}, "positive int"),
+        ({"pad_to_multiple_of": 0}, "an integer from 1 on"),
+        ({"pad_to_multiple_of": 8.0}, "an integer from 1 on"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], says: str) -> None:

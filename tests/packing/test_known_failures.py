@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from sft_plugins.errors import ContaminationError, PackingError
+from sft_plugins.packing import even_rows, pack_dataset, pack_stream
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from testkit.isolation_oracle import gap, make_documents, make_labels, packed_batch, run_alone, run_packed, spill
@@ -234,3 +236,37 @@ def test_p15_context_parallelism_of_a_running_accelerator_is_refused(monkeypatch
     monkeypatch.setattr(AcceleratorState, "_shared_state", state)
     with pytest.raises(ContaminationError, match="cp_size=2"):
         isolate(build("llama").model)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow"])
+def test_p25_even_rows_takes_a_formatted_data_set_with_carried_columns_apart(kind: str) -> None:
+    """P25: it was a bare ValueError, and a column that the format leaves out was lost."""
+    rows = [{"input_ids": [5, 6 + i], "labels": [-100, 6 + i], "tags": ["a"] * i, "score": float(i)} for i in range(4)]
+    plain = pack_dataset(Dataset.from_list(rows), 4, extra_columns="carry").dataset
+    formatted = plain.with_format(kind, columns=["input_ids", "labels", "seq_lengths"])
+    even = even_rows(formatted, 3)
+    assert even.format == formatted.format
+    assert even.with_format(None)[:] == even_rows(plain, 3)[:]
+    assert sorted(score for row in even.with_format(None)["score"] for score in row) == [0.0, 1.0, 2.0, 3.0]
+    transformed = even_rows(plain.with_transform(lambda batch: batch), 3)
+    assert transformed.format["type"] == "custom"
+    assert transformed.with_format(None)[:] == even_rows(plain, 3)[:]
+
+
+def test_p25_a_boolean_attention_mask_is_read() -> None:
+    """P25: the remedy was to tokenise and mask, which the rows were."""
+    rows = [{"input_ids": [5, 6], "labels": [-100, 6], "attention_mask": [True, True]}]
+    padded = [*rows, {"input_ids": [5, 6, 0], "labels": [-100, 6, -100], "attention_mask": [True, True, False]}]
+    assert pack_dataset(Dataset.from_list(rows), 4, extra_columns="drop").report.documents == 1
+    assert len(list(pack_stream(rows, 4, extra_columns="drop"))) == 1
+    for pack in (lambda r: pack_dataset(Dataset.from_list(r), 8, extra_columns="drop"), lambda r: list(drop(r))):
+        with pytest.raises(PackingError, match="the row is padded") as caught:
+            pack(padded)
+        assert (caught.value.code, caught.value.row) == ("padded_row", 1)
+    words = [{"input_ids": [5, 6], "labels": [-100, 6], "attention_mask": ["a", "b"]}]
+    with pytest.raises(PackingError, match="give one 1 per token, or leave the column out"):
+        pack_dataset(Dataset.from_list(words), 4, extra_columns="drop")
+
+
+def drop(rows: Any) -> Any:
+    return pack_stream(rows, 8, extra_columns="drop")

@@ -338,22 +338,22 @@ def test_further_columns_are_refused_dropped_or_carried() -> None:
         (
             {"input_ids": None, "labels": [-100]},
             "bad_schema",
-            "input_ids must be a flat list of integers, got .-D object",
+            "input_ids must be a flat list of integers, got . dimensions of object",
         ),
         (
             {"input_ids": [1, None], "labels": [-100, 2]},
             "bad_schema",
-            "input_ids must be a flat list of integers, got .-D object",
+            "input_ids must be a flat list of integers, got . dimensions of object",
         ),
         (
             {"input_ids": [1, float("nan")], "labels": [-100, 2]},
             "bad_schema",
-            "input_ids must be a flat list of integers, got 1-D float64",
+            "input_ids must be a flat list of integers, got 1 dimensions of float64",
         ),
         (
             {"input_ids": [True, False], "labels": [-100, 2]},
             "bad_schema",
-            "input_ids must be a flat list of integers, got 1-D bool",
+            "input_ids must be a flat list of integers, got 1 dimensions of bool",
         ),
         ({"input_ids": [[1], [2, 3]], "labels": [-100, 2]}, "bad_schema", "must be a flat list of integers"),
         ({"input_ids": [1, 2]}, "bad_schema", "no 'labels'; found input_ids"),

@@ -16,8 +16,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sft_plugins._files import whole_or_not_at_all
 from sft_plugins.collapse.history import config_hash
 from sft_plugins.collapse.metrics.entropy import TokenStatistics
 from sft_plugins.collapse.probe.sampling import Sample
@@ -82,14 +81,8 @@ class Baseline:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         target = folder / f"baseline-{self.key}.npz"
-        handle, scratch = tempfile.mkstemp(dir=folder, prefix=".baseline-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(buffer.getvalue())
-            os.replace(scratch, target)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        with whole_or_not_at_all(target) as draft:
+            draft.write_bytes(buffer.getvalue())
         return target
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._rows import already_packed, document_lengths, integers, length_mismatch
 from sft_plugins.errors import MaskingError
 
 MASK_COLUMNS = ("completion_mask", "assistant_masks")
@@ -34,7 +35,7 @@ def parse_tokenized(row: Mapping[str, Any]) -> Tokenized:
 
     Raises:
         MaskingError: `bad_schema` where nothing says which tokens carry loss or a column is no list of integers,
-            `length_mismatch` where a column's length differs from that of `input_ids`, `packed_row`.
+            `length_mismatch` where a column's length differs from that of `input_ids`, `already_packed`.
     """
     refuse_packed(row)
     ids, labels = label_arrays(row)
@@ -43,19 +44,15 @@ def parse_tokenized(row: Mapping[str, Any]) -> Tokenized:
 
 def refuse_packed(row: Mapping[str, Any]) -> None:
     """Raises:
-    MaskingError: `packed_row` for a row that says where its documents end.
+    MaskingError: `already_packed` for a row that says where its documents end.
     """
-    if row.get("seq_lengths") is not None:
-        raise MaskingError(
-            "the row is packed (it has `seq_lengths`): read as one document, its documents would see one another.",
-            code="packed_row",
-            remedy="Mask and check rows before they are packed; packed rows are for BlockDiagonalPackingCollator.",
-        )
+    if packed := already_packed(row, MaskingError):
+        raise packed
 
 
 def label_arrays(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """`(input_ids, labels)`, both int64 `[T]`, of a tokenised row; see `parse_tokenized`."""
-    ids = integers(row["input_ids"], "input_ids")
+    ids = integers(row["input_ids"], "input_ids", MaskingError).astype(np.int64, copy=False)
     masks = [name for name in MASK_COLUMNS if row.get(name) is not None]
     if row.get("labels") is None and not masks:
         raise MaskingError(
@@ -98,42 +95,13 @@ def document_arrays(row: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray
     ids, labels = label_arrays(row)
     if row.get("seq_lengths") is None:
         return [(ids, labels)]
-    lengths = integers(row["seq_lengths"], "seq_lengths")
-    if not lengths.size or lengths.min() < 1 or lengths.sum() != len(ids):
-        raise MaskingError(
-            f"documents of {lengths.tolist()[:8]} tokens do not fill a row of {len(ids)}.",
-            code="length_mismatch",
-            remedy="`seq_lengths` holds the tokens of each document, all of them at least 1.",
-        )
+    lengths = document_lengths(row["seq_lengths"], len(ids), MaskingError)
     ends = np.cumsum(lengths)[:-1]
     return list(zip(np.split(ids, ends), np.split(labels, ends), strict=True))
 
 
-def integers(value: Any, name: str) -> np.ndarray:
-    """`value` (list, array or tensor) as int64 `[T]`."""
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise _not_integers(name, str(error)) from error
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
-        raise _not_integers(name, f"{array.ndim} dimensions of {array.dtype}")
-    return array.astype(np.int64, copy=False)
-
-
 def _column(row: Mapping[str, Any], name: str, length: int) -> np.ndarray:
-    array = integers(row[name], name)
+    array = integers(row[name], name, MaskingError, booleans=True).astype(np.int64, copy=False)
     if len(array) != length:
-        raise MaskingError(
-            f"`{name}` has {len(array)} entries, `input_ids` has {length}.",
-            code="length_mismatch",
-            remedy="Tokenise both in one pass; a shorter mask would leave tokens without a label.",
-        )
+        raise length_mismatch(name, len(array), length, MaskingError)
     return array
-
-
-def _not_integers(name: str, got: str) -> MaskingError:
-    return MaskingError(
-        f"`{name}` must be a one-dimensional list of integers, got {got}.",
-        code="bad_schema",
-        remedy="Pass token ids as lists, NumPy arrays or tensors of one dimension.",
-    )
