@@ -79,7 +79,8 @@ def test_the_packaged_model_trains_and_saves(smollm2_loaded: tuple[Any, Any], tm
     model, tokenizer = smollm2_loaded
     assert getattr(model.config, "quantization_config", None) is None
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    ids = tokenizer("hello there", return_tensors="pt")["input_ids"]
+    ids = tokenizer("hello there, how are you today?", return_tensors="pt")["input_ids"]
+    assert ids.shape[1] > 3  # the first token sees itself alone, and its query gets no gradient
     model(input_ids=ids, labels=ids).loss.backward()
     gradient = model.model.layers[0].self_attn.q_proj.weight.grad
     assert gradient is not None

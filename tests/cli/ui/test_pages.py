@@ -51,7 +51,7 @@ def test_the_browser_sees_what_a_page_does_wrong(tmp_path: Path) -> None:
 
 def test_a_name_that_is_missing_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError):
-        render_page("collapse/report.html.j2")
+        render_page("collapse/report/report.html.j2")
     with pytest.raises(jinja2.TemplateNotFound):
         render_page("no-such-page.html.j2")
 
