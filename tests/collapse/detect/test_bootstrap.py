@@ -75,6 +75,17 @@ def test_no_interval_from_fewer_than_two_prompts_or_a_baseline_of_zero(now: list
     assert ratio(np.array(now), np.array(base)) is None
 
 
+def test_draws_whose_baseline_is_zero_say_nothing() -> None:
+    """One draw in eleven has none of the prompts with a baseline: 0 ÷ 0, or 0.1 ÷ 0 where a prompt came to vary."""
+    base = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    for now in ([0.2, 0.3, 0.0, 0.0, 0.0, 0.0], [0.2, 0.3, 0.01, 0.0, 0.0, 0.0]):
+        found = ratio(np.array(now), base)
+        assert found is not None
+        assert found.value == pytest.approx(sum(now) / 2)
+        assert 0.2 <= found.lo <= found.value <= found.hi <= 0.3 + 0.01 * 5
+        assert found.p < 0.01
+
+
 def test_differences_need_two_prompts() -> None:
     assert mean_difference(np.array([1.0]), np.array([0.0]), below=True) is None
     assert pair_mean_difference(np.ones((1, 1)), np.ones((1, 1))) is None

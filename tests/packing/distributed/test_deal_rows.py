@@ -120,6 +120,15 @@ def test_ranks_of_a_micro_batch_take_neighbours_of_the_sorted_rows(
     assert all(high <= low for (_, high), (low, _) in itertools.pairwise(found))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_step_too_short_for_all_its_micro_batches_is_dealt_too(seed: int) -> None:
+    """4 rows for 2 ranks and accumulation 4 are no full step: two micro-batches, of rows of one cost each."""
+    dealt, _ = deal_rows(numbered([[1], [9], [1], [9]]), ranks=2, accumulation=4, seed=seed)
+    costs = [sum(m * m for m in lengths) for lengths in dealt["seq_lengths"]]
+    assert sorted(dealt["row"]) == [0, 1, 2, 3]
+    assert costs[0] == costs[1] != costs[2] == costs[3]
+
+
 def test_the_example_of_the_module() -> None:
     rows = numbered([[3], [1], [2, 2], [1, 1], [2, 1], [2, 1, 1]])  # costs 9 1 8 2 5 6
     assert balance._idle_share(balance._rank_costs(np.array([9.0, 1, 8, 2, 5, 6]), 2, 1, 1)) == pytest.approx(15 / 46)

@@ -206,8 +206,12 @@ def test_arguments_of_the_cuda_kernel(
 
 def test_key_heads_are_repeated_for_a_kernel_that_takes_no_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_varlen_parameters", lambda: frozenset({"window_size"}))
-    arguments = varlen_arguments(half(4), half(2), half(2), boundaries=Boundaries(np.array([9])), rule=Rule())
-    assert arguments["key"].shape == (9, 4, 16)
+    key, value = half(2), half(2)
+    arguments = varlen_arguments(half(4), key, value, boundaries=Boundaries(np.array([9])), rule=Rule())
+    for name, states in (("key", key), ("value", value)):
+        assert arguments[name].shape == (9, 4, 16)
+        for head in range(4):  # queries 0 and 1 read the first group, 2 and 3 the second
+            assert torch.equal(arguments[name][:, head], states[0, head // 2])
     assert "enable_gqa" not in arguments
 
 

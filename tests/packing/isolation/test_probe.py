@@ -1,0 +1,52 @@
+"""How far packed logits may be from those of documents alone: both sides of the limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sft_plugins.errors import ContaminationError
+from sft_plugins.packing import check_isolation, isolate
+from testkit.tiny_models import build
+
+
+def isolated_and_wrong_by(share: float) -> torch.nn.Module:
+    """An isolated model whose packed rows have logits wrong by `share` of the largest; documents alone are right."""
+    model = build("llama").model
+    isolate(model)
+    seen: dict[str, Any] = {"packed": False, "largest": 0.0}
+
+    def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen["packed"] = kwargs.get("cu_seq_lens_q") is not None
+
+    def shift(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+        if seen["packed"]:  # by one amount whatever the documents: nothing leaks
+            return logits + share * seen["largest"]
+        seen["largest"] = max(seen["largest"], float(logits.detach().abs().max()))
+        return logits
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    model.lm_head.register_forward_hook(shift)
+    return model
+
+
+@pytest.mark.parametrize("share", [0.0, 3e-6])
+def test_rounding_is_no_difference(share: float) -> None:
+    report = check_isolation(isolated_and_wrong_by(share))
+    assert report.alone_delta == pytest.approx(share, abs=2e-6)
+
+
+@pytest.mark.parametrize("share", [2e-4, 1e-2])
+def test_packed_logits_beyond_the_tolerance_are_refused(share: float) -> None:
+    """In float32 the limit lies between 1e-5 and 1e-4 of the largest logit."""
+    with pytest.raises(ContaminationError, match="other logits packed than alone") as caught:
+        check_isolation(isolated_and_wrong_by(share))
+    assert caught.value.code == "contaminated"
+
+
+def test_logits_that_are_no_number_are_refused() -> None:
+    with pytest.raises(ContaminationError) as caught:
+        check_isolation(isolated_and_wrong_by(float("nan")))
+    assert caught.value.code == "contaminated"
