@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import datasets
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sft_plugins._checks import one_of, whole_number
 from sft_plugins.errors import PackingError
+from sft_plugins.packing.distributed.shares import Share, host_of_this_pass, numbered_rows, share_of_this_process
 from sft_plugins.packing.documents import Policies, admitted_documents, join
 from sft_plugins.packing.plan import check_capacity, plan_packs
 from sft_plugins.packing.report import PackReport, Tally
@@ -109,6 +110,8 @@ class _Place:
 
     buffer: int = 0
     yielded: int = 0
+    share: tuple[int, int] | None = None
+    """Which part of the rows was read, and of how many; None at the beginning of a pass."""
     source: Any = None
     """What `rows.state_dict()` gave at the start of the buffer; None when replaying."""
     tally: dict[str, Any] = field(default_factory=lambda: Tally().to_dict())
@@ -118,9 +121,10 @@ class _Place:
 class PackStream(IterableDataset[dict[str, Any]]):
     """The packed rows of a stream; see `pack_stream`.
 
-    A torch `IterableDataset`, so that a DataLoader and `transformers.Trainer` take it as it is (TRL wants
-    `datasets.IterableDataset.from_generator(lambda: iter(stream))`). In a DataLoader with
-    several workers its source must divide itself among them, as a `datasets.IterableDataset` does.
+    A torch `IterableDataset`, so that a DataLoader and `transformers.Trainer` take it as it is; TRL wants
+    `datasets.IterableDataset.from_generator(lambda: iter(stream))`. Under several workers every document is packed once:
+    workers divide a list, a data set, or the shards of a `datasets.IterableDataset`; behind `from_generator`, which gives all
+    of a generator to one worker, that one packs all rows.
 
     `state_dict()` says where the latest pass stands, after the row it yielded last; `load_state_dict(state)` makes the
     next pass begin there. The state holds no documents: the buffer it lies in is read again and planned again.
@@ -135,7 +139,8 @@ class PackStream(IterableDataset[dict[str, Any]]):
                 remedy="use fast_forward='replay'",
             )
         self._rows, self._options = rows, options
-        self._epoch = 0
+        # Seen by workers, persistent ones too, and by the process that started them.
+        self._epoch, self._worker_passes = (torch.zeros(1, dtype=torch.int64).share_memory_() for _ in range(2))
         self._next = self._place = _Place()
         self._tally = Tally()
         self._opened = False
@@ -150,16 +155,29 @@ class PackStream(IterableDataset[dict[str, Any]]):
         return self._tally.report(self._options.max_length)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle the next pass anew; handed on to a source that knows epochs. A state of another epoch is dropped."""
-        if epoch != self._epoch:
+        """Shuffle the next pass anew; handed on to a source that knows epochs. A state of another epoch is dropped.
+
+        A pass that a `datasets.IterableDataset` draws from adds that data set's epoch to this one.
+        """
+        if epoch != int(self._epoch):
             self._next = _Place()
-        self._epoch = epoch
+        self._epoch.fill_(epoch)
         if hasattr(self._rows, "set_epoch"):
             self._rows.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the latest pass stands, as plain data (JSON-able if the state of the source is)."""
-        return {"epoch": self._epoch, "options": asdict(self._options), "place": asdict(self._place)}
+        """Where the latest pass stands, as plain data (JSON-able if the state of the source is).
+
+        Raises:
+            PackingError: `workers`, if workers of a DataLoader have read the rows, and this process does not know how far.
+        """
+        if int(self._worker_passes) and get_worker_info() is None and not self._opened:
+            raise PackingError(
+                "workers of a DataLoader have read the rows, and their places are not known in this process",
+                code="workers",
+                remedy="take the state where the rows are read: num_workers=0, or torchdata's StatefulDataLoader",
+            )
+        return {"epoch": int(self._epoch), "options": asdict(self._options), "place": asdict(self._place)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass, and only that one, begin where `state` was taken.
@@ -178,69 +196,78 @@ class PackStream(IterableDataset[dict[str, Any]]):
                 remedy="resume with the options that the stream was started with",
             )
         self.set_epoch(state["epoch"])
-        self._next = self._place = _Place(**state["place"])
+        place = dict(state["place"])
+        self._next = self._place = _Place(**place | {"share": place.get("share") and Share(*place["share"])})
         self._tally = Tally.from_dict(self._place.tally)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        host = host_of_this_pass()
+        share = share_of_this_process(self._rows, hosted=host is not None)
+        epoch = int(self._epoch) + (host.epoch if host is not None else 0)
         options = self._options
         place, self._next = self._next, _Place()
+        if place.share not in (None, share):
+            raise PackingError(
+                f"the state is that of worker {place.share[0]} of {place.share[1]}, and this is worker {share.worker} of "
+                f"{share.workers}",
+                code="bad_state",
+                remedy="resume with as many workers as there were",
+            )
         tally = self._tally = Tally.from_dict(place.tally)
-        numbered = self._open(place, tally.rows_in)
+        if host is not None and hasattr(self._rows, "set_epoch"):
+            self._rows.set_epoch(epoch)
+        numbered = self._open(place, tally.rows_in, share)
         to_skip = place.yielded
         while True:
             documents = list(admitted_documents(numbered, tally, options.policies, wanted=options.buffer_size))
             if not documents:
                 break
             lengths = [len(document.ids) for document in documents]
-            plan = plan_packs(lengths, options.max_length, seed=self._seed(place.buffer))
+            plan = plan_packs(lengths, options.max_length, seed=self._seed(epoch, place.buffer))
             source = self._source_state()
             for done, pack in enumerate(plan, 1):
                 packed = join([documents[i] for i in pack])
                 tally.add(packed)
                 if done < len(plan):
-                    place = replace(place, yielded=done)
+                    place = replace(place, yielded=done, share=share)
                 else:
-                    place = _Place(buffer=place.buffer + 1, source=source, tally=tally.to_dict())
+                    place = _Place(buffer=place.buffer + 1, source=source, tally=tally.to_dict(), share=share)
                 self._place = place
                 if done > to_skip:
                     yield packed
             to_skip = 0
         # A worker's share of a stream may be empty; all of it may not.
-        if not tally.rows and get_worker_info() is None:
+        if not tally.rows and share.workers == 1:
             lost = "".join(f", {kind} {loss.rows:,}" for kind, loss in tally.lost.items())
             raise PackingError(f"no document to pack: {tally.rows_in:,} rows{lost}", code="empty_dataset")
 
-    def _seed(self, buffer: int) -> list[int] | None:
-        return None if self._options.seed is None else [self._options.seed, self._epoch, buffer]
+    def _seed(self, epoch: int, buffer: int) -> list[int] | None:
+        return None if self._options.seed is None else [self._options.seed, epoch, buffer]
 
     def _source_state(self) -> Any:
         return self._rows.state_dict() if self._options.fast_forward == "state" else None  # type: ignore[attr-defined]
 
-    def _open(self, place: _Place, consumed: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The source from row `consumed` on, numbered."""
-        worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1 and not isinstance(self._rows, datasets.IterableDataset):
-            raise PackingError(
-                f"{worker.num_workers} DataLoader workers would each pack all of the rows",
-                code="workers",
-                remedy="use at most one worker, or a datasets.IterableDataset, which divides itself among them",
-            )
+    def _open(self, place: _Place, consumed: int, share: Share) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """This share of the source from its row `consumed` on, numbered."""
+        if get_worker_info() is not None:
+            self._worker_passes.add_(1)
         if self._options.fast_forward == "state" and (place.buffer or self._opened):
             self._rows.load_state_dict(place.source if place.buffer else self._first_state)  # type: ignore[attr-defined]
-        rows = iter(self._rows)
-        if rows is self._rows and self._opened:
+        if isinstance(self._rows, Iterator) and self._opened:
             raise PackingError(
                 "the rows are an iterator that an earlier pass has consumed",
                 code="consumed",
                 remedy="pass something that can be iterated over again: a list, a dataset, an object with __iter__",
             )
         self._opened = True
+        numbered = numbered_rows(self._rows, share)
         if self._options.fast_forward == "replay":
-            skipped = sum(1 for _ in itertools.islice(rows, consumed))
+            skipped = sum(1 for _ in itertools.islice(numbered, consumed))
             if skipped < consumed:
                 raise PackingError(
                     f"the state lies behind {consumed:,} rows and there are {skipped:,}",
                     code="bad_state",
                     remedy="resume on the rows that the stream was started with",
                 )
-        return enumerate(rows, consumed)
+            return numbered
+        return ((number + consumed, row) for number, row in numbered)
