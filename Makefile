@@ -28,13 +28,14 @@ export TOKENIZERS_PARALLELISM := false
 export AXOLOTL_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench test-gpu test-axolotl-latest clean
+.PHONY: help demo test lint bench mutants test-gpu test-axolotl-latest clean
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M with LoRA on real conversations (CPU: about five minutes after set-up)"
 	@echo "make test    lint, types and every test, on the newest TRL and on Axolotl with its older pins"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make bench   the benchmarks, side by side with what they are compared with"
+	@echo "make mutants small faults planted in a copy of the tree: which of them no test notices"
 	@echo "make test-gpu               the tests of the GPU path on a GPU (make test rehearses them on the CPU)"
 	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
 	@echo "make clean   remove the environments and caches that make created here"
@@ -73,6 +74,10 @@ bench: $(VENV)/.dev $(if $(ARGS),,$(VENV_AX)/.bench)
 $(VENV_AX)/.bench: $(VENV_AX)/.ready
 	$(VENV_AX)/bin/pip install --no-deps lightbinpack || echo "lightbinpack cannot be built here: it is left out"
 	touch $@
+
+# Hours for a whole run; it goes on where it stopped.
+mutants: $(VENV)/.dev
+	$(VENV)/bin/python tests/mutants/run.py $(ARGS)
 
 test-gpu: export HF_HUB_OFFLINE := 1
 test-gpu: export SFT_PLUGINS_TEST_DEVICE := $(DEVICE)
