@@ -11,7 +11,7 @@ PAGE = (ROOT / known_failures.PAGE).read_text(encoding="utf-8")
 # Numbers without a test yet. One that has a test fails here: the list only grows shorter.
 NOT_HELD = {
     *(f"M{number}" for number in range(23, 41)),
-    *(f"P{number}" for number in range(16, 26)),
+    *(f"P{number}" for number in (16, 17, *range(19, 25))),
     *(f"C{number}" for number in range(11, 20)),
 }
 
