@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,28 @@ from typing import Any
 import yaml
 
 from sft_plugins.errors import AssetError
-from sft_plugins.preflight import Finding, Plan
+from sft_plugins.preflight import Finding, Level, Plan, read_text
 
 _READERS = {"Axolotl": "axolotl.preflight", "TRL": "trl.preflight"}
-"""Each host's module with `read(data, path, overrides)`: the plan, and every key that the host knows or None."""
+"""Each host's module with `read(data, path, overrides)`: the plan, and the keys that the host knows."""
 _AXOLOTL = {"base_model", "sequence_len", "micro_batch_size", "dataset_prepared_path", "adapter"}
 _TRL = {"model_name_or_path", "dataset_name", "max_length", "per_device_train_batch_size", "use_peft"}
+
+
+@dataclass(frozen=True)
+class KnownKeys:
+    """Keys that a configuration may have.
+
+    Attributes:
+        names: empty where none are known. source: whose they are, `Axolotl 0.19.0`.
+        complete: whether they are those of the host that is installed here, and its plug-ins.
+        extended_by: plug-ins of the configuration whose keys are not known.
+    """
+
+    names: Set[str]
+    source: str
+    complete: bool
+    extended_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +78,17 @@ def read_plan(path: str | Path, overrides: Overrides | None = None) -> Plan:
     host = "Axolotl" if "base_model" in data or is_axolotl > is_trl else "TRL"
     reader = importlib.import_module(f"sft_plugins.integrations.{_READERS[host]}")
     plan: Plan
+    known: KnownKeys
     plan, known = reader.read(data, str(path), overrides)
-    if known is not None:
-        _refuse_unknown(data, known, path, plan.host)
+    _refuse_unknown(data, known, path, plan.host)
     return plan
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise AssetError(
-            f"{path}: there is no such file.", code="missing_file", remedy="Give a YAML or JSON file."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise AssetError(f"{path} cannot be read: {error}", code="unreadable", remedy="Check the file.") from error
+    text = read_text(path)
     try:
         data = yaml.safe_load(text)  # JSON is YAML, and a tab that only JSON allows is rare
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none raises ValueError
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -97,14 +106,19 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def _refuse_unknown(data: Mapping[str, Any], known: Iterable[str], path: str | Path, host: str) -> None:
-    """A key that the host does not know: it ignores it (Axolotl), or stops after everything was loaded (TRL)."""
-    names = set(known)
+def _refuse_unknown(data: Mapping[str, Any], known: KnownKeys, path: str | Path, host: str) -> None:
+    """A key that the host does not know: it ignores it (Axolotl), or stops after everything was loaded (TRL).
+
+    Where only the keys of one version are known, a key that resembles none of them may be newer, and is a finding.
+    """
+    if not known.names or known.extended_by:
+        return
     for key in data:
-        if key not in names:
-            close = difflib.get_close_matches(str(key), sorted(names), n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else "Remove it, or add the plug-in that reads it."
-            raise AssetError(f"{path}: `{key}` is no key of {host}.", code="unknown_key", remedy=hint)
+        if key not in known.names:
+            close = difflib.get_close_matches(str(key), sorted(known.names), n=1, cutoff=0.6 if known.complete else 0.8)
+            if close or known.complete:
+                hint = f"Did you mean `{close[0]}`?" if close else "Remove it, or add the plug-in that reads it."
+                raise AssetError(f"{path}: `{key}` is no key of {host}.", code="unknown_key", remedy=hint)
 
 
 # --- what both readers share --------------------------------------------------------------------------------------------
@@ -171,6 +185,34 @@ def number(data: Mapping[str, Any], name: str, default: float, path: str) -> flo
     return converted
 
 
-def of_config(level: Any, code: str, where: str, message: str, remedy: str, failure: str = "") -> Finding:
+def keys_findings(data: Mapping[str, Any], known: KnownKeys) -> Iterator[Finding]:
+    """Keys that nobody here can tell from misspelt ones."""
+    unknown = [str(key) for key in data if key not in known.names]
+    if known.complete or not unknown:
+        return
+    reason = (
+        f"they may be those of {', '.join(known.extended_by)}" if known.extended_by else "newer, perhaps, or misspelt"
+    )
+    what = (
+        f"no keys of {known.source}: {reason}"
+        if known.names
+        else f"{known.source} is not installed: its keys are not known"
+    )
+    yield of_config(
+        "warning",
+        "keys_not_checked",
+        ", ".join(unknown) if known.names else "all keys",
+        f"{what}.",
+        "Run preflight where the host and its plug-ins are installed.",
+        unchecked=f"the keys {', '.join(unknown)}" if known.names else "the names of the keys",
+    )
+
+
+def of_config(
+    level: Level, code: str, where: str, message: str, remedy: str, failure: str = "", unchecked: str = ""
+) -> Finding:
     """A finding that the configuration shows by itself."""
-    return Finding(level=level, part="config", code=code, where=where, message=message, remedy=remedy, failure=failure)
+    return Finding(
+        level=level, part="config", code=code, where=where, message=message, remedy=remedy, failure=failure,
+        unchecked=unchecked,
+    )  # fmt: skip

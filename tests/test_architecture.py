@@ -246,7 +246,7 @@ def test_the_wheel_holds_those_packages_their_data_and_nothing_else(tmp_path: Pa
     folders = {".".join(Path(name).parent.parts) for name in names if name.endswith(".py")}
     assert sorted(folders) == packages_in_the_tree()
     assert "sft_plugins/py.typed" in names
-    kept = {".py", ".typed", ".jsonl", ".j2"}
+    kept = {".py", ".typed", ".jsonl", ".j2", ".txt"}
     assert {Path(name).suffix for name in names} <= kept
     data = {str(p.relative_to(ROOT)) for p in CORE.rglob("*") if p.suffix in kept - {".py"}}
     assert data <= set(names)

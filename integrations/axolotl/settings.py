@@ -13,7 +13,7 @@ are refused together, in the words of the YAML.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -204,3 +204,8 @@ def packer(settings: Settings, data: Mapping[str, Any]) -> Packer | None:
     if settings.packing.by == "auto":
         return "axolotl" if data.get("sample_packing") else "sft_plugins"
     return settings.packing.by
+
+
+def stop_token_ids(tokenizer: Any, eot_tokens: Sequence[str]) -> list[int] | None:
+    """The ids that `eot_tokens:` says end an answer, beside EOS; None where it says nothing, and the tokenizer decides."""
+    return [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(eot_tokens))] if eot_tokens else None

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, List, Value
 from sft_plugins.errors import MaskingError
 from sft_plugins.integrations.axolotl.fields import RowFields
 from sft_plugins.integrations.axolotl.log import LOG, in_yaml
-from sft_plugins.integrations.axolotl.settings import KEY, Settings
+from sft_plugins.integrations.axolotl.settings import KEY, Settings, stop_token_ids
 from sft_plugins.masking import PromptMasker, mask_dataset
 
 FEATURES = Features(
@@ -46,14 +46,11 @@ def build_masker(tokenizer: Any, cfg: Any, ds_cfg: Any) -> PromptMasker:
     template = None  # Axolotl has already put the global `chat_template` on the tokenizer
     if ds_cfg.get("chat_template"):
         template = get_chat_template_from_config(cfg=cfg, ds_cfg=ds_cfg, tokenizer=tokenizer)
-    stops = None
-    if cfg.get("eot_tokens"):
-        stops = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(cfg["eot_tokens"]))]
     return PromptMasker(
         tokenizer,
         max_length=cfg["sequence_len"],
         chat_template=template,
-        stop_token_ids=stops,
+        stop_token_ids=stop_token_ids(tokenizer, cfg.get("eot_tokens") or ()),
         **settings.model_dump(exclude={"audit"}),
     )
 

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from sft_plugins.errors import AssetError
-from sft_plugins.integrations.config_file import Overrides, entries_of, needed, number, of_config, switch
+from sft_plugins.integrations.config_file import (
+    KnownKeys,
+    Overrides,
+    entries_of,
+    keys_findings,
+    needed,
+    number,
+    of_config,
+    switch,
+)
 from sft_plugins.integrations.trl.rows import TRLRows
-from sft_plugins.preflight import DataEntry, Finding, Plan
+from sft_plugins.preflight import DataEntry, Finding, Plan, home, read_text
 
 STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
 
-def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan, set[str] | None]:
-    """The plan, and every key that the installed TRL knows (None without TRL)."""
+def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan, KnownKeys]:
+    """The plan, and every key that the installed TRL knows."""
     model = needed(
         overrides.model or data.get("model_name_or_path"),
         code="no_model",
@@ -27,7 +35,7 @@ def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan
         path=path,
         remedy="Add `model_name_or_path:`, or give --model.",
     )
-    ours = overrides.components
+    ours, known = overrides.components, _known_keys()
     packs = switch(data, "packing")
     length = data.get("max_length", 1024)
     plan = Plan(
@@ -45,12 +53,13 @@ def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan
         accumulation=int(number(data, "gradient_accumulation_steps", 1, path)),
         epochs=number(data, "num_train_epochs", 3, path),
         devices=overrides.devices,
-        findings=() if ours else tuple(_findings(data, path)),
+        max_steps=_max_steps(data, path),
+        findings=(*keys_findings(data, known), *(() if ours else _findings(data, path))),
         look=TRLRows(
             assistant_only=switch(data, "assistant_only_loss"), completion_only=data.get("completion_only_loss")
         ).look,
     )
-    return plan, _known_keys()
+    return plan, known
 
 
 def _entries(data: Mapping[str, Any], path: str, overrides: Overrides) -> Iterator[DataEntry]:
@@ -58,7 +67,7 @@ def _entries(data: Mapping[str, Any], path: str, overrides: Overrides) -> Iterat
     shared: dict[str, Any] = {
         "exact": overrides.components,
         "trains": "everything" if everything else "answers",
-        "chat_template": _template(data, path),
+        "chat_template": _template(data),
         "text_field": data.get("dataset_text_field") or "text",
         "masking": {},
     }
@@ -95,19 +104,12 @@ def _evaluates(data: Mapping[str, Any]) -> bool:
     return data.get("eval_strategy") not in (None, False, "no")  # YAML reads a bare `no` as false
 
 
-def _template(data: Mapping[str, Any], path: str) -> str | None:
+def _template(data: Mapping[str, Any]) -> str | None:
     """The text of `chat_template_path`, when that is a file of its own."""
     given = data.get("chat_template_path")
-    if not given or Path(given).is_dir():
+    if not given or home(given).is_dir():
         return None
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except OSError as error:
-        raise AssetError(
-            f"{path}: `chat_template_path: {given}` cannot be read: {error}.",
-            code="missing_file",
-            remedy="Give a Jinja file.",
-        ) from error
+    return read_text(given)
 
 
 def _findings(data: Mapping[str, Any], path: str) -> Iterator[Finding]:
@@ -152,12 +154,19 @@ def _context_parallel(data: Mapping[str, Any]) -> int:
     return int(config.get("cp_size") or 1) if isinstance(config, Mapping) else 1
 
 
-def _known_keys() -> set[str] | None:
+def _max_steps(data: Mapping[str, Any], path: str) -> int | None:
+    """None for −1, TRL's word for as many as the epochs make."""
+    value = data.get("max_steps")
+    return None if value in (None, -1, "-1") else int(number(data, "max_steps", 1, path))
+
+
+def _known_keys() -> KnownKeys:
     try:
         import trl
     except ImportError:
-        return None
+        return KnownKeys(frozenset(), "TRL", complete=False)
     classes = [trl.SFTConfig, trl.ScriptArguments, trl.ModelConfig]
     names = {field.name for cls in classes for field in dataclasses.fields(cls)}
     # Of `trl sft` itself, of `TrainingArguments.to_dict()`, and renamed fields that old files still have.
-    return names | {"datasets", "streaming", "test_split_size", "config", "accelerate_config", "env", "_n_gpu"}
+    names |= {"datasets", "streaming", "test_split_size", "config", "accelerate_config", "env", "_n_gpu"}
+    return KnownKeys(names, f"TRL {trl.__version__}", complete=True)

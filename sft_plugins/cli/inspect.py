@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Examples: sft-plugins inspect rows.jsonl --model ./model | sft-plugins inspect rows.jsonl -m ./model --row 12 | "
-    "sft-plugins inspect packed/ -m ./model --html rows.html. Exit codes: 0, 1 if a row shown is refused or badly masked, "
+    "sft-plugins inspect packed/ -m ./model --html rows.html. Exit codes: 0, 1 if a row shown is refused "
+    "(other than for its length, as --overflow asks) or badly masked, "
     "2 unusable input."
 )
 ROWS, ROWS_OF_A_PAGE, TOKENS = 3, 20, 300
@@ -76,7 +77,7 @@ def inspect(
         out.emit(
             {"command": "inspect", "data": source_facts(source), "model": model, "rows": list(map(as_data, shown))}
         )
-    if any(part.faults for part in shown):
+    if any(not fault.asked_for for part in shown for fault in part.faults):
         raise typer.Exit(EXIT_FINDINGS)
 
 
@@ -119,7 +120,8 @@ def show(shown: list[ShownRow], console: Console, *, most: int | None) -> None:
         console.print()
         console.print(Text(heading(part), "bold"))
         for fault in part.faults:
-            console.print(Text.assemble((f"{fault.code}: ", "bold red"), fault.message))
+            style = "bold yellow" if fault.asked_for else "bold red"
+            console.print(Text.assemble((f"{fault.code}: ", style), fault.message))
             if fault.remedy:
                 console.print(Text.assemble(("what to do: ", "bold"), fault.remedy))
         documents = {start: i for i, (start, _) in enumerate(part.documents)}
@@ -144,7 +146,7 @@ def heading(part: ShownRow) -> str:
     """`row 12 (2nd of its rows): 57 tokens, 12 trained`."""
     which = f" ({part.part + 1}. of its rows)" if part.part else ""
     if not part.ids:
-        return f"row {part.row}{which}: refused"
+        return f"row {part.row}{which}: " + ("left out" if all(f.asked_for for f in part.faults) else "refused")
     documents = f", {len(part.documents)} documents" if part.documents else ""
     return f"row {part.row}{which}: {len(part.ids):,} tokens, {part.trained:,} trained{documents}"
 

@@ -21,7 +21,7 @@ _EPILOG = (
     "sft-plugins preflight trl.yaml --components --html preflight.html. Exit codes: 0 green or amber, 1 red, 2 unusable input."
 )
 WORDS = {
-    "green": "nothing stands against this run",
+    "green": "nothing stands against this run in what was checked",
     "amber": "look at this before you train",
     "red": "do not train this",
 }
@@ -82,14 +82,14 @@ def facts(verdict: Verdict) -> dict[str, str]:
     forms = ", ".join(dict.fromkeys(entry.format for entry in verdict.entries))
     lines = {
         "config": f"{plan.host}, {plan.model}",
-        "data": f"{rows:,} rows ({forms})",
+        "data": f"{rows:,} rows ({forms})" if verdict.entries else "not read",
         "masking": "; ".join(
             f"{e.entry.where}: {e.report.supervised_share:.1%} of {e.report.tokens:,} tokens are answers"
             + (", and all carry loss" if any(f.code == "prompts_trained" for f in e.findings) else "")
             for e in verdict.entries
             if e.report is not None
         )
-        or "finished text: every token carries loss",
+        or _unmasked(verdict),
         "packing": "off",
     }
     if plan.packer is not None:
@@ -101,9 +101,18 @@ def facts(verdict: Verdict) -> dict[str, str]:
         padding = cost.computed_tokens - cost.tokens
         lines["cost"] = (
             f"one epoch: {cost.tokens:,} tokens, {cost.supervised_tokens:,} of them answers, and {padding:,} of padding; "
-            f"{cost.epochs:g} × {cost.rows:,} rows, {cost.rows_per_step:,} to a step: {cost.steps:,} steps{more}"
+            f"{cost.epochs:g} × {cost.rows:,} rows, {cost.rows_per_step:,} to a step: {cost.steps:,} steps"
+            + (" (max_steps)" if plan.max_steps is not None else "")
+            + more
         )
     return lines
+
+
+def _unmasked(verdict: Verdict) -> str:
+    """What stands in the place of masks where none was made."""
+    if not verdict.entries or not all(entry.entry.text_field for entry in verdict.entries):
+        return "not judged"
+    return "finished text: every token carries loss"
 
 
 def show(verdict: Verdict, out: Output) -> None:
@@ -127,17 +136,14 @@ def show(verdict: Verdict, out: Output) -> None:
     for part in PARTS:
         for finding in verdict.of(part):
             _show(finding, console)
+    console.print()
+    console.print(Text.assemble(("Not checked: ", "bold"), f"{'; '.join(verdict.not_checked)}."))
     console.print(Text(f"{verdict.seconds:.0f} s", style="bright_black"))
 
 
 def _show(finding: Finding, console: Any) -> None:
     mark, style = MARKS[finding.level]
-    rows = ""
-    if finding.rows:
-        more = ", …" if finding.count > len(finding.rows) else ""
-        rows = (
-            f" in {finding.count:,} row{'s' if finding.count > 1 else ''} (#{', #'.join(map(str, finding.rows))}{more})"
-        )
+    rows = f" in {finding.places}" if finding.places else ""
     console.print()
     console.print(
         Text.assemble(

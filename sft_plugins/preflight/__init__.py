@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sft_plugins.preflight.data.documents import document_spans as document_spans
     from sft_plugins.preflight.data.documents import kind_of as kind_of
     from sft_plugins.preflight.data.documents import with_lengths as with_lengths
+    from sft_plugins.preflight.data.files import home as home
+    from sft_plugins.preflight.data.files import read_text as read_text
+    from sft_plugins.preflight.data.files import scratch_folder as scratch_folder
     from sft_plugins.preflight.data.readers import Row as Row
     from sft_plugins.preflight.data.source import Source as Source
     from sft_plugins.preflight.data.source import check_form as check_form
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 # Imported when first used: reading a configuration needs no torch.
 _NAMES = {
     "data.documents": ("document_spans", "kind_of", "with_lengths"),
+    "data.files": ("home", "read_text", "scratch_folder"),
     "data.readers": ("Row",),
     "data.source": ("Source", "check_form", "mask_rows", "open_data"),
     "doctor": ("WAYS", "Diagnosis", "diagnose", "on_a_gpu"),

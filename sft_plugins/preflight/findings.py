@@ -28,7 +28,9 @@ class Finding:
         code: stable name of the fault.
         where: a file, a setting, an entry of `datasets`.
         message: what was found. remedy: what to do.
-        count: rows it concerns (1 for a setting). rows: the first of them, counted from 0.
+        count: units it concerns (1 for a setting). rows: the first rows that hold them, counted from 0.
+        unit: what is counted; a packed row holds several documents.
+        unchecked: what this finding says was not looked at, in a few words; empty for one that was measured.
         failure: the failure of the field that it is an instance of, `"M7"`, `"P1"`.
     """
 
@@ -40,7 +42,19 @@ class Finding:
     remedy: str = ""
     count: int = 1
     rows: tuple[int, ...] = ()
+    unit: Literal["row", "document"] = "row"
+    unchecked: str = ""
     failure: str = ""
+
+    @property
+    def places(self) -> str:
+        """`3 rows (#0, #4, #9)`, or "" for a setting."""
+        if not self.rows:
+            return ""
+        first = ", ".join(f"#{row}" for row in self.rows)
+        held = f"{first}, …" if self.count > len(self.rows) else first
+        held = held if self.unit == "row" else f"of rows {held}"
+        return f"{self.count:,} {self.unit}{'s' if self.count > 1 else ''} ({held})"
 
 
 def colour(findings: Iterable[Finding]) -> Colour:

@@ -47,15 +47,23 @@ def check_entry(
     plan: Plan,
     tokenizer: Any,
     *,
+    stop_token_ids: list[int] | None = None,
     limit: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> EntryCheck:
     """Read, mask and judge `entry`; the first `limit` rows of it.
 
+    Args:
+        stop_token_ids: that end answers, where the host says so.
+
     Raises:
-        AssetError: data that cannot be read, or that has no known row form.
+        AssetError: data that cannot be read, or that has no known row form where a template is to render them.
     """
-    source = open_data(entry.path, split=entry.split, limit=limit)
+    source = open_data(entry.path, split=entry.split)
+    if entry.select is not None:
+        source = source.select(entry.select(source.count()))
+    if limit is not None:
+        source = source.first(limit)
     if entry.rename is not None:
         source = source.map(entry.rename)
     where = f"{entry.where}: {entry.path}"
@@ -64,11 +72,13 @@ def check_entry(
         return _result(entry, source, None, None, [*judge.plain_text(source, entry.text_field, tokenizer)])
     if source.kind != "raw":
         report = check_masks(map(with_lengths, source.rows()), tokenizer)
-        return _result(entry, source, report, None, [*judge.host(source, tokenizer), *judge.faults(report)])
+        return _result(entry, source, report, None, [*judge.host(source, tokenizer), *judge.faults(report, source)])
+    if not entry.renders or (entry.template_unknown and not tokenizer.chat_template):
+        return _result(entry, source, None, None, [])  # the host's reader has said what is not judged, and why
     check_form(source)
-    masker = PromptMasker(tokenizer, **_options(entry, plan))
+    masker = PromptMasker(tokenizer, stop_token_ids=stop_token_ids, **_options(entry, plan))
     masked, report = mask_rows(source, masker, advance=advance)
-    return _result(entry, source, report, masked, [*judge.host(source, tokenizer), *judge.faults(report)])
+    return _result(entry, source, report, masked, [*judge.host(source, tokenizer), *judge.faults(report, source)])
 
 
 def _result(
@@ -102,12 +112,13 @@ class _Judge:
         more.setdefault("part", "masking")
         return Finding(level=level, code=code, where=self.where, message=message, **more)
 
-    def faults(self, report: MaskReport) -> Iterator[Finding]:
+    def faults(self, report: MaskReport, source: Source) -> Iterator[Finding]:
         """What a mask report says, in levels."""
         for code, found in sorted(report.failures.items(), key=lambda item: -item[1].count):
             level: Level = "warning" if self.entry.drops and report.rows_out else "error"
             rows = tuple(dict.fromkeys(found.first_rows))  # several documents of a packed row may share a fault
-            yield self.finding(level, code, found.example, count=found.count, rows=rows)
+            unit = "document" if source.kind == "packed" else "row"
+            yield self.finding(level, code, found.example, count=found.count, rows=rows, unit=unit)
         if report.split_rows:
             price = (
                 f"{report.split_rows:,} conversations, whose earlier turns the template renders differently as history"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sft_plugins.errors import AssetError
+from sft_plugins.preflight.data.files import home
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -86,22 +87,6 @@ def locate(source: str) -> str:
             remedy="give a folder that holds config.json and the tokenizer's files, or a hub id such as owner/name.",
         )
     return str(place) if source.startswith("~") else source
-
-
-def home(path: str | Path) -> Path:
-    """`path`, with `~` and `~user` as the shell reads them.
-
-    Raises:
-        AssetError: `missing_file` for a user whom this machine does not know.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise AssetError(
-            f"{path}: this machine knows no user of that name.",
-            code="missing_file",
-            remedy="write the whole path, or `./~name` for a folder that is called so.",
-        ) from error
 
 
 def _unusable(where: str, what: str, error: Exception) -> AssetError:

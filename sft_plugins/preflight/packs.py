@@ -29,7 +29,7 @@ class Cost:
         tokens, supervised_tokens: of one epoch, padding not counted.
         computed_tokens: of one epoch, padding counted: packed rows full, or batches padded to their longest (expected).
         rows: of one epoch, packed where the run packs.
-        steps: optimizer steps of all epochs. dropped: rows of the data that are in none of them.
+        steps: optimizer steps of the whole run. dropped: rows of the data that are in none of them.
     """
 
     tokens: int
@@ -53,20 +53,30 @@ def packing_findings(plan: Plan, diagnosis: Diagnosis) -> Iterator[Finding]:
         )
 
     attention, what = plan.attn_implementation or diagnosis.attention, diagnosis.what
-    if plan.isolated and diagnosis.report is not None:
+    here = (
+        ""
+        if attention == diagnosis.attention
+        else f"`{attention}` cannot be measured here; with `{diagnosis.attention}` "
+    )
+    told = _told(diagnosis)
+    if plan.isolated and diagnosis.report is None:
+        refused = f"{here}no backend isolates documents: {diagnosis.refusal}"
+        yield finding("error", "contamination", refused, "Turn packing off.", "P1")
+    elif here or (not plan.isolated and diagnosis.plain == "unmeasured"):
+        if diagnosis.report is not None and plan.isolated:
+            told = f"`{diagnosis.report.backend}` isolates documents"
+        yield Finding(
+            level="warning", part="packing", code="not_measured", where=f"{plan.host} packing",
+            message=f"{here}{told} ({what}).", failure="P1", unchecked=f"packing with attention `{attention}`",
+            remedy="Run preflight on the machine that trains; isolate(model) proves it again when training starts."
+            if plan.isolated else _PROVE,
+        )  # fmt: skip
+    elif plan.isolated and diagnosis.report is not None:
         backend = diagnosis.report.backend
         yield finding("note", "isolated", f"`{backend}` isolates documents, proved on {what}.")
-    elif plan.isolated:
-        refused = f"no backend isolates documents: {diagnosis.refusal}"
-        yield finding("error", "contamination", refused, "Turn packing off.", "P1")
     elif diagnosis.plain == "exact":
         yield finding("note", "isolated", f"position ids alone isolate documents with `{attention}` on {what}.")
     else:
-        told = _told(diagnosis)
-        if attention != diagnosis.attention or diagnosis.plain == "unmeasured":
-            unmeasured = f"`{attention}` cannot be measured here; with `{diagnosis.attention}` {told} ({what})."
-            yield finding("warning", "not_measured", unmeasured, _PROVE, "P1")
-            return
         yield finding("error", "contamination", f"{told} ({what}).", _PROVE, "P1")
         if plan.packs_evaluation:
             wrong = "evaluation rows are packed the same way: their loss is wrong too."
@@ -74,6 +84,8 @@ def packing_findings(plan: Plan, diagnosis: Diagnosis) -> Iterator[Finding]:
 
 
 def _told(diagnosis: Diagnosis) -> str:
+    if diagnosis.plain == "exact":
+        return "position ids alone isolate documents"
     if diagnosis.plain == "leaks":
         return f"documents of one row see each other: logits change by up to {diagnosis.difference:.1e} of their scale"
     way = diagnosis.way("position_ids")
@@ -89,6 +101,16 @@ def cost_of(plan: Plan, masked: Sequence[Any]) -> tuple[Cost | None, PackReport 
     if not masked or not any(len(rows) for rows in masked):
         return None, None, []
     rows = concatenate_datasets(list(masked))
+    kept = plan.trained_rows(len(rows))
+    if not kept:
+        return None, None, [
+            Finding(
+                level="error", part="data", code="empty_dataset", where=plan.path,
+                message=f"no row is left to train on: all {len(rows):,} are held out, or another node's.",
+                remedy="Hold out fewer rows.",
+            )
+        ]  # fmt: skip
+    rows = rows.select(range(kept))
     longest = max((length for length in _lengths(rows)), default=1)
     capacity = plan.max_length or longest
     try:
@@ -96,15 +118,14 @@ def cost_of(plan: Plan, masked: Sequence[Any]) -> tuple[Cost | None, PackReport 
     except PackingError as error:
         return None, None, [_unpackable(plan, error)]
     packs = plan.packer is not None
-    per_step = plan.batch_size * plan.accumulation * plan.devices
-    change = report.training(plan.batch_size, gradient_accumulation_steps=plan.accumulation, world_size=plan.devices)
+    per_step = plan.rows_per_step
     padded = report.padded.get(plan.batch_size) or report.padded_to_max_length
     cost = Cost(
         tokens=report.tokens,
         supervised_tokens=report.supervised_tokens,
         computed_tokens=report.rows * capacity if packs else padded,
         rows=report.rows if packs else report.documents,
-        steps=round(plan.epochs * (change.steps_after if packs else change.steps_before)),
+        steps=plan.steps(report.rows if packs else report.documents),
         epochs=plan.epochs,
         rows_per_step=per_step,
         dropped=report.dropped,

@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from sft_plugins.packing.report import PackReport
 
 
+_NEVER = ("the weights", "memory and speed", "learning rate and the other settings of the optimizer")
+"""What no preflight looks at."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What preflight comes to."""
+    """What preflight comes to; `not_checked` lists what its colour says nothing of."""
 
     plan: Plan
     findings: tuple[Finding, ...]
@@ -37,6 +41,7 @@ class Verdict:
     diagnosis: Diagnosis | None
     cost: Cost | None
     seconds: float
+    not_checked: tuple[str, ...]
 
     @property
     def colour(self) -> Colour:
@@ -56,6 +61,7 @@ class Verdict:
             "config": self.plan.path,
             "model": self.plan.model,
             "parts": {part: colour(self.of(part)) for part in PARTS},
+            "not_checked": list(self.not_checked),
             "findings": [asdict(finding) for part in PARTS for finding in self.of(part)],
             "masking": reports,
             "packing": None if self.packing is None else self.packing.to_dict(),
@@ -79,12 +85,13 @@ def run_preflight(
     """
     started = time.perf_counter()
     progress("tokenizer", 0)
-    tokenizer = load_tokenizer(plan.tokenizer)
+    tokenizer, stops = plan.prepare(load_tokenizer(plan.tokenizer))
     findings = list(plan.findings)
     checks = []
     for entry in plan.entries:
         progress(entry.where, 0)
-        check = check_entry(entry, plan, tokenizer, limit=limit, advance=partial(progress, entry.where))
+        advance = partial(progress, entry.where)
+        check = check_entry(entry, plan, tokenizer, stop_token_ids=stops, limit=limit, advance=advance)
         checks.append(check)
         findings += check.findings
     progress("cost", 0)
@@ -96,13 +103,15 @@ def run_preflight(
         progress("packing", 0)
         diagnosis = diagnose(twin(load_config(plan.model), attn=_here(plan.attn_implementation)))
         findings += packing_findings(plan, diagnosis)
-    if not any(check.report is None or check.report.rows_out for check in checks if not check.entry.evaluation):
+    trained = [check for check in checks if not check.entry.evaluation]
+    if trained and not any(check.report is None or check.report.rows_out for check in trained):
         findings.append(
             Finding(
                 level="error", part="data", code="empty_dataset", where=plan.path, message="no row is left to train on.",
                 remedy="See the faults of the rows above.",
             )
         )  # fmt: skip
+    uncounted = [check.entry.where for check in trained if check.masked is None] if cost is not None else []
     return Verdict(
         plan=plan,
         findings=tuple(findings),
@@ -111,6 +120,12 @@ def run_preflight(
         diagnosis=diagnosis,
         cost=cost,
         seconds=time.perf_counter() - started,
+        not_checked=(
+            *dict.fromkeys(finding.unchecked for finding in findings if finding.unchecked),
+            *([f"rows beyond the first {limit:,} of each source"] if limit is not None else []),
+            *([f"cost of {', '.join(uncounted)}, which is not masked here"] if uncounted else []),
+            *_NEVER,
+        ),
     )
 
 

@@ -132,6 +132,22 @@ def test_texts_of_tokens_join_to_the_text_of_the_row(kind: str) -> None:
 # --- rows that are not exact ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("overflow", "code"), [("raise", 1), ("drop", 0), ("keep_turns", 0)])
+def test_rows_that_the_overflow_policy_leaves_out_are_no_fault(
+    overflow: str, code: int, model: Path, tmp_path: Path
+) -> None:
+    long = {"messages": [{"role": "user", "content": "so " * 90}, {"role": "assistant", "content": "x"}]}
+    data = write_jsonl(tmp_path / "long.jsonl", [*conversations(1), long])
+    limits = ("--model", model, "--max-length", "64", "--overflow", overflow)
+    done = invoke("inspect", data, *limits)
+    assert done.exit_code == code, done.output
+    assert ("row 1: left out" in done.stdout) == (code == 0)
+    faults = inspected(data, *limits)[1]["faults"]
+    assert [fault["asked_for"] for fault in faults] == [code == 0]
+    empty = write_jsonl(tmp_path / "empty.jsonl", [{"prompt": "a", "response": ""}])
+    assert invoke("inspect", empty, *limits).exit_code == 1, "another fault stays one"
+
+
 def test_a_refused_row_is_shown_with_its_code_and_remedy_and_exit_code_1(model: Path, tmp_path: Path) -> None:
     rows = conversations(2)
     rows[1]["messages"][1]["content"] = ""

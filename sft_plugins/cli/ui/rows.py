@@ -31,11 +31,12 @@ _CONTEXT = 8  # tokens before one that may share a character with it, and more
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row is refused, or what is wrong with its mask."""
+    """Why a row is refused, or what is wrong with its mask; `asked_for` where the overflow policy leaves it out, as told."""
 
     code: str
     message: str
     remedy: str = ""
+    asked_for: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class RowReader:
         for part, example in enumerate(outcome.rows):
             yield self._shown(number, part, example.input_ids, example.labels)
         if outcome.errors:
-            faults = [Fault(error.code, error.message, error.remedy or "") for error in outcome.errors]
+            asked = outcome.too_long and self._masker.options.overflow != "raise"
+            faults = [Fault(error.code, error.message, error.remedy or "", asked) for error in outcome.errors]
             yield ShownRow(number, part=len(outcome.rows), faults=faults)
 
     def _tokenised(self, row: Mapping[str, Any], number: int) -> ShownRow:

@@ -7,16 +7,23 @@ mask_rows(source, masker)  →  Masked(dataset, report), the rows written to a t
 
 from __future__ import annotations
 
-import atexit
+import errno
 import itertools
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_plugins.errors import AssetError
 from sft_plugins.preflight.data.documents import Kind, kind_of
+from sft_plugins.preflight.data.files import (
+    home,
+    no_scratch,
+    readable,
+    refuse_wide_text,
+    scratch_folder,
+    writing_scratch,
+)
 from sft_plugins.preflight.data.readers import Row, csv_rows, json_rows
 
 if TYPE_CHECKING:
@@ -56,6 +63,25 @@ class Source:
         dataset: Dataset | None = self._dataset
         return dataset
 
+    def count(self) -> int:
+        """How many rows there are; a text file is read to know."""
+        return sum(1 for _ in self.rows()) if self._dataset is None else len(self._dataset)
+
+    def select(self, indices: Iterable[int]) -> Source:
+        """The rows of these numbers, in the order of the file."""
+        kept = sorted(set(indices))
+        if self._dataset is not None:
+            dataset = self._dataset.select(kept)
+            return replace(self, _open=lambda: iter(dataset), _dataset=dataset)
+        opened, wanted = self._open, set(kept)
+        end = kept[-1] + 1 if kept else 0
+        rows = lambda: (row for i, row in enumerate(itertools.islice(opened(), end)) if i in wanted)  # noqa: E731
+        return replace(self, _open=rows)
+
+    def first(self, count: int) -> Source:
+        """The first rows."""
+        return self.select(range(count if self._dataset is None else min(count, len(self._dataset))))
+
     def map(self, function: Callable[[Row], Mapping[str, Any]]) -> Source:
         """The same rows, each through `function`: columns renamed, parts taken out. No longer a data set in Arrow."""
         opened = self._open
@@ -70,27 +96,27 @@ def open_data(path: str | Path, *, split: str | None = None, limit: int | None =
     Args:
         path: a file (.jsonl, .json as an array or as lines, .csv, .parquet, .arrow), a folder of `save_to_disk`, or
             Axolotl's `dataset_prepared_path`, whose saved data set lies one level down.
-        split: which, where a saved folder holds several.
+        split: which, where a saved folder holds several; with a slice behind it (`train[:500]`, `train[10%:]`) of a file.
         limit: read the first rows only.
 
     Raises:
         AssetError: `missing_file`, `unreadable`, `no_rows`, `bad_data`, and `bad_jsonl` with line and column.
     """
-    place = Path(path).expanduser()
-    try:
+    place = home(path)
+    with readable(path):
         if not place.exists():
             raise AssetError(
                 f"{path}: there is no such file or folder.",
                 code="missing_file",
                 remedy=f"give {_FORMATS}; data of the hub is downloaded first.",
             )
-        source = _open_folder(place, split) if place.is_dir() else _open_file(place)
-    except PermissionError as error:
-        raise AssetError(
-            f"{path} cannot be read: {error.strerror}.", code="unreadable", remedy="check who may read it (ls -l)."
-        ) from error
+        source = _open_folder(place, split) if place.is_dir() else _sliced(_open_file(place), split)
     if limit is not None:
-        source = _first_rows(source, limit)
+        source = (
+            source.select(range(limit))
+            if source.dataset() is None
+            else source.select(range(min(limit, source.count())))
+        )
     first = next(source.rows(), None)
     if first is None:
         raise AssetError(f"{path} holds no rows.", code="no_rows", remedy="check how it was written, and the split.")
@@ -130,6 +156,7 @@ def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], 
 
     Raises:
         MaskingError: as `mask_dataset`; under `errors="drop"` never for a row.
+        AssetError: `unwritable` where the temporary folder is full; faults of the data.
     """
     from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter
@@ -139,8 +166,8 @@ def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], 
     file = scratch_folder() / "masked.arrow"
     rows_in = 0
     rows = source.rows()
-    with ArrowWriter(path=str(file), features=RECORD) as writer:
-        while batch := list(itertools.islice(rows, _BATCH)):
+    with writing_scratch(file), ArrowWriter(path=str(file), features=RECORD) as writer:
+        while batch := _next_rows(source, rows):
             records = to_records(masker.encode_batch(batch), list(range(rows_in, rows_in + len(batch))), masker)
             writer.write_table(records)
             rows_in += len(batch)
@@ -150,11 +177,9 @@ def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], 
     return from_records(Dataset.from_file(str(file)), masker, rows_in=rows_in)
 
 
-def scratch_folder() -> Path:
-    """A new temporary folder (under TMPDIR) that is removed when the process ends."""
-    folder = tempfile.TemporaryDirectory(prefix="sft-plugins-", ignore_cleanup_errors=True)
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+def _next_rows(source: Source, rows: Iterator[Row]) -> list[Row]:
+    with readable(source.path):
+        return list(itertools.islice(rows, _BATCH))
 
 
 def _open_file(path: Path) -> Source:
@@ -166,6 +191,7 @@ def _open_file(path: Path) -> Source:
         return _arrow(path)
     if not magic:
         raise AssetError(f"{path} is empty.", code="no_rows", remedy="check how it was written.")
+    refuse_wide_text(path, magic)
     if b"\0" in magic or magic.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
         raise AssetError(
             f"{path} is a binary file that begins with {magic!r}.",
@@ -207,6 +233,10 @@ def _arrow_errors(path: Path, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
+    except OSError as error:  # Parquet is unpacked into a scratch folder
+        if error.errno == errno.ENOSPC:
+            raise no_scratch(error, f"{path}: ") from error
+        raise
     except (pa.ArrowException, DatasetGenerationError, ValueError, KeyError, TypeError) as error:
         cause = error.__cause__ or error
         raise AssetError(
@@ -250,10 +280,26 @@ def _of_dataset(path: Path, dataset: Any, form: str) -> Source:
     return Source(str(path), "raw", form, _open=lambda: iter(dataset), _dataset=dataset)
 
 
-def _first_rows(source: Source, limit: int) -> Source:
-    dataset = source.dataset()
-    if dataset is not None:
-        dataset = dataset.select(range(min(limit, len(dataset))))
-        return replace(source, _open=lambda: iter(dataset), _dataset=dataset)
-    opened = source._open
-    return replace(source, _open=lambda: itertools.islice(opened(), limit))
+def _sliced(source: Source, split: str | None) -> Source:
+    """The part of a file that `split` names: a file is one split, `train`, as `datasets` has it."""
+    from datasets import ReadInstruction
+
+    name, bracket, _ = (split or "").partition("[")
+    if name not in ("", "train"):
+        raise AssetError(
+            f"{source.path} has no split {name!r}: a file is one split, train.",
+            code="bad_data",
+            remedy="name `train`, a part of it (`train[:500]`), or give a saved dataset that has this split.",
+        )
+    if not bracket:
+        return source
+    count = source.count()
+    try:
+        parts = ReadInstruction.from_spec(str(split)).to_absolute({"train": count})
+    except (ValueError, AssertionError, KeyError) as error:
+        raise AssetError(
+            f"{source.path}: `split: {split}` names no part of its {count:,} rows: {error}.",
+            code="bad_data",
+            remedy="write it as `train[:500]`, `train[10%:20%]` or `train[-100:]`.",
+        ) from error
+    return source.select(itertools.chain(*(range(part.from_, min(part.to, count)) for part in parts)))

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from sft_plugins.masking import PromptMasker, check_masks, mask_dataset
 from sft_plugins.preflight import models
 from sft_plugins.preflight.data import readers
 from sft_plugins.preflight.data.documents import document_spans, kind_of, with_lengths
+from sft_plugins.preflight.data.files import read_text
 from sft_plugins.preflight.data.source import check_form, mask_rows, open_data
 from sft_plugins.preflight.models import load_config, load_model, load_tokenizer
 from testkit.commands import chat_tokenizer, conversations, model_folder, write_jsonl
@@ -171,6 +173,10 @@ BROKEN: dict[str, tuple[str | bytes, str, str]] = {
     "noise.csv": (b"prompt,response\na,\xff\xfe\n", "bad_data", "cannot be read as UTF-8 text"),
     "binary.jsonl": (b"\x00\x01\x02\x03" * 9, "bad_data", "binary file"),
     "rows.jsonl.gz": (b"\x1f\x8b\x08\x00rest", "bad_data", "binary file"),
+    "wide.jsonl": ('{"prompt": "a"}'.encode("utf-16"), "bad_data", "is UTF-16 text; UTF-8 was expected"),
+    "unmarked.jsonl": ('{"prompt": "a"}'.encode("utf-16-le"), "bad_data", "is UTF-16 text"),
+    "wider.json": ('[{"prompt": "a"}]'.encode("utf-32"), "bad_data", "is UTF-32 text"),
+    "wide.csv": ("prompt,response\na,b\n".encode("utf-16-be"), "bad_data", "is UTF-16 text"),
     "fake.parquet": (b"PAR1 and no more", "bad_data", "cannot be read"),
     "fake.arrow": (b"not an arrow file at all", "bad_data", "cannot be read"),
     "fields.csv": ("prompt,response\na,b\nc\n", "bad_data", "line 3 has 1 fields, the header 2"),
@@ -202,6 +208,72 @@ def test_places_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "open", denied)
     refused(lambda: open_data(file), "unreadable", "cannot be read: Permission denied")
+
+
+def test_a_home_folder_of_nobody_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("~nobody_of_that_name/rows.jsonl", "~nobody_of_that_name"):
+        for read in (open_data, load_config, read_text):
+            refused(lambda read=read, path=path: read(path), "missing_file", f"{path}.*no user of that name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "rows.jsonl", PAIRS)
+    assert list(open_data("~/rows.jsonl").rows()) == PAIRS
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"], ids=["too long", "a zero in it"])
+def test_names_that_no_file_can_have_are_told_in_one_line(path: str) -> None:
+    for read in (read_text, open_data):
+        with pytest.raises(AssetError) as error:
+            read(path)
+        assert error.value.code in ("unreadable", "missing_file")
+        assert path in error.value.message
+
+
+def test_a_full_temporary_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
+    source = open_data(write_jsonl(tmp_path / "rows.jsonl", PAIRS))
+    masker = PromptMasker(chat_tokenizer(), errors="drop")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrowWriter, "write_table", full)
+        refused(lambda: mask_rows(source, masker), "unwritable", r"masked\.arrow: .*No space left on device")
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    error = refused(lambda: mask_rows(source, masker), "unwritable", "No space left on device")
+    assert "TMPDIR" in str(error.remedy)
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train", PAIRS),
+        ("train[:2]", PAIRS[:2]),
+        ("train[-2:]", PAIRS[3:]),
+        ("train[20%:60%]", PAIRS[1:3]),
+        ("train[:1]+train[4:]", [PAIRS[0], PAIRS[4]]),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_split_may_name_a_part_of_a_file(name: str, split: str, rows: list[Any], tmp_path: Path) -> None:
+    FORMATS[name](tmp_path / name)
+    assert list(open_data(tmp_path / name, split=split).rows()) == rows
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("test", "has no split 'test'"),
+        ("train[:200%]", "names no part"),
+        ("train[a:b]", "names no part"),
+        ("train[7:]", "no rows"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(split: str, message: str, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", PAIRS)
+    with pytest.raises(AssetError, match=message):
+        open_data(path, split=split)
 
 
 # --- one JSON array ---------------------------------------------------------------------------------------------------
