@@ -24,10 +24,8 @@ import torch
 from sft_plugins._models import causal_lm_of
 from sft_plugins.errors import ContaminationError, MaskingError, SFTPluginsError
 from sft_plugins.integrations._compat import require
-from sft_plugins.masking import StrictPromptMaskingCollator
-from sft_plugins.masking.examples.tokenized import label_arrays
-from sft_plugins.packing import BlockDiagonalPackingCollator
-from sft_plugins.packing.isolation.forward import installed_backend
+from sft_plugins.masking import StrictPromptMaskingCollator, label_arrays
+from sft_plugins.packing import BlockDiagonalPackingCollator, installed_backend
 
 Rows = Literal["masked", "packed", "raw"]
 _OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator)

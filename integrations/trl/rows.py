@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sft_plugins.masking.examples.tokenized import MASK_COLUMNS
+from sft_plugins.masking import MASK_COLUMNS
 from sft_plugins.preflight import FAILURES, REMEDIES, DataEntry, Finding, Level, Part, Source
 
 _MARKERS = re.compile(r"{%-?\s*generation\s*-?%}")

@@ -79,10 +79,10 @@ def pack(
         )  # fmt: skip
         masked, masking = mask_with_bar(source, masker, out)
         refuse_nothing_left(masking, data)
-        lengths = token_lengths(masked)
         with step(out, "packing"):
-            from sft_plugins.packing import pack_dataset
+            from sft_plugins.packing import TokenColumn, pack_dataset
 
+            lengths = TokenColumn.of(masked, "input_ids").length
             policy = "raise" if keeps_turns else overflow
             packed, report = pack_dataset(masked, max_length, overflow=policy, seed=seed)
         steps = (batch_size, accumulation, world)
@@ -132,13 +132,6 @@ def refuse_nothing_left(masking: MaskReport, data: str) -> None:
         )
 
 
-def token_lengths(dataset: Any) -> Any:
-    """Tokens of each row, int64 `[n]`, read off the Arrow offsets."""
-    import pyarrow.compute as compute
-
-    return compute.list_value_length(dataset.with_format("arrow")[:]["input_ids"]).to_numpy().astype("int64")
-
-
 def show(
     source: Text,
     report: PackReport,
@@ -151,7 +144,7 @@ def show(
 ) -> None:
     """The report for people: facts, then the histogram, then what was lost."""
     from sft_plugins.cli.ui.histogram import histogram
-    from sft_plugins.packing.report import LOSSES
+    from sft_plugins.packing import LOSSES
 
     console = out.console
     console.print(source)

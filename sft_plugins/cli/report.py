@@ -18,7 +18,7 @@ from sft_plugins.errors import AssetError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sft_plugins.collapse.report.summary import Report
+    from sft_plugins.collapse import Report
 
 _EPILOG = (
     "Examples: sft-plugins report runs/masked | sft-plugins report runs/a runs/b --html compare.html | "
@@ -115,8 +115,7 @@ def read_run(path: Path) -> Run:
     Raises:
         CollapseError: `history_file`, for what is no history or was written by another version.
     """
-    from sft_plugins.collapse.history import read_history
-    from sft_plugins.collapse.report.summary import summarise
+    from sft_plugins.collapse import read_history, summarise
     from sft_plugins.errors import CollapseError
 
     try:
@@ -134,7 +133,7 @@ def read_run(path: Path) -> Run:
 def page(runs: list[Run]) -> str:
     """The report of one run, or of several below a table of all."""
     from sft_plugins.cli.ui.pages import render_page
-    from sft_plugins.collapse.report.page import page_context
+    from sft_plugins.collapse import page_context
 
     if len(runs) == 1:
         return render_page("collapse/report/report.html.j2", **page_context(runs[0].report))

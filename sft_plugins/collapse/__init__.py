@@ -5,4 +5,10 @@ from sft_plugins.collapse.detect.verdict import DetectorConfig, Finding, Verdict
 from sft_plugins.collapse.probe.prompts import load_prompts
 from sft_plugins.collapse.report.page import write_report
 
+# For the command line, which looks behind no face; no public names.
+from sft_plugins.collapse.history import read_history as read_history  # isort: skip
+from sft_plugins.collapse.report.page import page_context as page_context  # isort: skip
+from sft_plugins.collapse.report.summary import Report as Report  # isort: skip
+from sft_plugins.collapse.report.summary import summarise as summarise  # isort: skip
+
 __all__ = ["DetectorConfig", "Finding", "ModeCollapseCallback", "Verdict", "load_prompts", "write_report"]

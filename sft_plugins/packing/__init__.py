@@ -10,6 +10,17 @@ from sft_plugins.packing.plan import PackPlan, plan_packs
 from sft_plugins.packing.report import PackReport
 from sft_plugins.packing.stream import PackStream, pack_stream
 
+# For the other rooms of this library, which look behind no face; no public names.
+from sft_plugins.packing.arrow import TokenColumn as TokenColumn  # isort: skip
+from sft_plugins.packing.isolation.boundaries import Boundaries as Boundaries  # isort: skip
+from sft_plugins.packing.isolation.forward import install as install  # isort: skip
+from sft_plugins.packing.isolation.forward import installed_backend as installed_backend  # isort: skip
+from sft_plugins.packing.isolation.forward import uninstall as uninstall  # isort: skip
+from sft_plugins.packing.isolation.probe import Reference as Reference  # isort: skip
+from sft_plugins.packing.isolation.probe import logits_of as logits_of  # isort: skip
+from sft_plugins.packing.isolation.probe import reference_of as reference_of  # isort: skip
+from sft_plugins.packing.report import LOSSES as LOSSES  # isort: skip
+
 __all__ = [
     "BalanceReport",
     "BlockDiagonalPackingCollator",

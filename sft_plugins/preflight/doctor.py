@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from sft_plugins.packing import IsolationReport
-    from sft_plugins.packing.isolation.boundaries import Boundaries
-    from sft_plugins.packing.isolation.probe import Reference
+    from sft_plugins.packing import Boundaries, IsolationReport, Reference
 
 Verdict = Literal["exact", "leaks", "fails", "unmeasured"]
 
@@ -124,9 +122,7 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
     """
     from sft_plugins._models import causal_lm_of, lowest_precision
     from sft_plugins._preserve import untouched
-    from sft_plugins.packing import isolate
-    from sft_plugins.packing.isolation.forward import install, installed_backend, uninstall
-    from sft_plugins.packing.isolation.probe import reference_of
+    from sft_plugins.packing import install, installed_backend, isolate, reference_of, uninstall
 
     net = model.model if isinstance(model, Twin) else model
     about = _about(net, str(model) if isinstance(model, Twin) else None)
@@ -212,8 +208,7 @@ def _measure(lm: nn.Module, reference: Reference, name: str) -> Way:
     import numpy as np
     import torch
 
-    from sft_plugins.packing.isolation.boundaries import Boundaries
-    from sft_plugins.packing.isolation.probe import logits_of
+    from sft_plugins.packing import Boundaries, logits_of
 
     boundaries = Boundaries(np.array([document.shape[1] for document in reference.documents]))
     ids = torch.cat(reference.documents, dim=1)

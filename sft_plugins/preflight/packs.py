@@ -15,7 +15,7 @@ from sft_plugins.preflight.findings import Finding, Level
 from sft_plugins.preflight.plan import Plan
 
 if TYPE_CHECKING:
-    from sft_plugins.packing.report import PackReport
+    from sft_plugins.packing import PackReport
     from sft_plugins.preflight.doctor import Diagnosis
 
 _PROVE = "isolate(model), which BlockDiagonalPackingCollator and the Axolotl plug-in call, makes it exact; or turn packing off."
@@ -96,7 +96,7 @@ def cost_of(plan: Plan, masked: Sequence[Any]) -> tuple[Cost | None, PackReport 
     """What the training rows come to; None where none is left. `masked`: data sets of masked rows."""
     from datasets import concatenate_datasets
 
-    from sft_plugins.packing import pack_dataset
+    from sft_plugins.packing import TokenColumn, pack_dataset
 
     if not masked or not any(len(rows) for rows in masked):
         return None, None, []
@@ -111,7 +111,7 @@ def cost_of(plan: Plan, masked: Sequence[Any]) -> tuple[Cost | None, PackReport 
             )
         ]  # fmt: skip
     rows = rows.select(range(kept))
-    longest = max((length for length in _lengths(rows)), default=1)
+    longest = int(TokenColumn.of(rows, "input_ids").length.max())
     capacity = plan.max_length or longest
     try:
         report = pack_dataset(rows, capacity, overflow="drop", unsupervised="drop").report
@@ -145,12 +145,6 @@ def cost_of(plan: Plan, masked: Sequence[Any]) -> tuple[Cost | None, PackReport 
 
 def as_dict(cost: Cost | None) -> dict[str, Any] | None:
     return None if cost is None else dataclasses.asdict(cost)
-
-
-def _lengths(rows: Any) -> Any:
-    from sft_plugins.packing.arrow import TokenColumn
-
-    return TokenColumn.of(rows, "input_ids").length.tolist()
 
 
 def _unpackable(plan: Plan, error: PackingError) -> Finding:

@@ -23,7 +23,7 @@ from sft_plugins.preflight.plan import Plan
 from sft_plugins.preflight.tiny_model.twin import twin
 
 if TYPE_CHECKING:
-    from sft_plugins.packing.report import PackReport
+    from sft_plugins.packing import PackReport
 
 
 _NEVER = ("the weights", "memory and speed", "learning rate and the other settings of the optimizer")

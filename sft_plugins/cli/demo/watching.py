@@ -30,8 +30,7 @@ class Watching:
     def __init__(
         self, tokenizer: Any, held_out: Sequence[Row], *, every_steps: int, output: Path, seed: int, console: Any
     ) -> None:
-        from sft_plugins.collapse import DetectorConfig, ModeCollapseCallback
-        from sft_plugins.collapse.probe.prompts import load_prompts
+        from sft_plugins.collapse import DetectorConfig, ModeCollapseCallback, load_prompts
 
         self.alarm: Any = None
         self._console = console

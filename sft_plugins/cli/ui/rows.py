@@ -18,11 +18,7 @@ import numpy as np
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.cli.ui.render import Kind, token_kinds
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking import PromptMasker, check_masks
-from sft_plugins.masking.examples.tokenized import label_arrays
-from sft_plugins.masking.headers import assistant_header
-from sft_plugins.masking.turns.template import ChatRenderer
-from sft_plugins.masking.turns.tokenizer import TextTokenizer
+from sft_plugins.masking import ChatRenderer, PromptMasker, TextTokenizer, assistant_header, check_masks, label_arrays
 from sft_plugins.preflight import document_spans, kind_of
 
 Span = tuple[int, int]

@@ -130,7 +130,7 @@ def check_form(source: Source) -> None:
         AssetError: `bad_schema`, naming the columns found and those that are taken.
     """
     from sft_plugins.errors import MaskingError
-    from sft_plugins.masking.examples.formats import ACCEPTED_COLUMNS, parse_example
+    from sft_plugins.masking import ACCEPTED_COLUMNS, parse_example
 
     for row in itertools.islice(source.rows(), _LOOKED_AT):
         try:
@@ -161,7 +161,7 @@ def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], 
     from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter
 
-    from sft_plugins.masking.dataset import RECORD, from_records, to_records
+    from sft_plugins.masking import RECORD, from_records, to_records
 
     file = scratch_folder() / "masked.arrow"
     rows_in = 0
