@@ -225,6 +225,9 @@ def test_lengths_that_are_all_different_plan_quickly() -> None:
     ("lengths", "code", "row", "words"),
     [
         ([3, 9, 12], "overflow", 1, "the document has 9 tokens and a pack holds 8"),
+        ([1, 8, 9], "overflow", 2, "the document has 9 tokens and a pack holds 8"),  # 1 and 8 are just inside
+        ([1, 8, 0], "empty_document", 2, "the document is empty"),
+        ([1, 8, -1], "bad_lengths", 2, "length -1 is negative"),
         ([3, 0, 2], "empty_document", 1, "the document is empty"),
         ([3, 2, -4], "bad_lengths", 2, "length -4 is negative"),
         ([3, float("nan")], "bad_lengths", 1, "float64"),
@@ -249,6 +252,11 @@ def test_bad_capacities_are_refused(capacity: object) -> None:
     with pytest.raises(PackingError, match="expected an integer from 1 to 2147483647") as error:
         plan_packs([1], capacity)  # type: ignore[arg-type]
     assert error.value.code == "bad_capacity"
+
+
+@pytest.mark.parametrize("capacity", [1, 2**31 - 1])
+def test_the_least_and_the_largest_capacity_hold_a_token(capacity: int) -> None:
+    assert [pack.tolist() for pack in plan_packs([1], capacity)] == [[0]]
 
 
 def test_capacity_may_be_a_numpy_integer() -> None:

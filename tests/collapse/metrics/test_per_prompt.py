@@ -98,6 +98,12 @@ def test_prompts_without_answers_and_all_empty_answers_are_undefined_not_zero() 
     assert found.per_prompt["semantic_distance"][1] == pytest.approx(0)
 
 
+def test_no_prompts_at_all_have_no_figures() -> None:
+    found = measure([], [], tags=[])
+    assert (found.samples, found.tags, found.opening, found.mean("unique")) == (0, (), None, None)
+    assert {values.shape for values in found.per_prompt.values()} == {(0,)}
+
+
 def test_measures_survive_json_without_nan_in_the_file() -> None:
     found = measure(TEXTS, tokens(TEXTS), tags=TAGS, embeddings=vectors(TEXTS))
     text = json.dumps(found.to_json(), allow_nan=False)

@@ -188,6 +188,20 @@ def test_the_models_own_generation_configuration_has_no_say() -> None:
     assert own.top_k == 1
 
 
+def test_the_models_own_generation_configuration_is_back_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, model = byte_tokenizer(), tiny_model()
+    own = model.generation_config
+
+    def broken(*_: Any, **__: Any) -> Any:
+        assert model.generation_config is not own
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(model, "generate", broken)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        answers(model, tokenizer, load_prompts(["A?"]))
+    assert model.generation_config is own
+
+
 def test_sampling_is_from_the_models_own_distribution() -> None:
     """Temperature 1, nothing cut off: the frequencies of first tokens are the softmax of the logits."""
     tokenizer, model = byte_tokenizer(), tiny_model()

@@ -42,7 +42,7 @@ def test_a_plain_forward_after_a_packed_one_is_as_before() -> None:
 
 def test_a_plain_forward_after_a_packed_one_that_failed_is_as_before() -> None:
     model, documents, before = checkpointed()
-    loss = plain_loss(model, documents[1])
+    loss, implementation = plain_loss(model, documents[1]), model.config._attn_implementation
 
     def fail(*_: Any) -> None:
         raise RuntimeError("broken on purpose")
@@ -52,6 +52,7 @@ def test_a_plain_forward_after_a_packed_one_that_failed_is_as_before() -> None:
         model(**packed_batch(documents))
     hook.remove()
     assert functions(model) == before
+    assert model.config._attn_implementation == implementation
     assert plain_loss(model, documents[1]) == loss
     # and packed rows are isolated as before: the same logits for a document whatever stands before it
     first, second = (
