@@ -86,19 +86,20 @@ class Tests:
         child = os.fork()
         if child == 0:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             unsound = [name for name, sound in self._sound.items() if not sound]
             run_tests(self.copy, [*tests, *(f"--deselect={name}" for name in unsound)], told)
             os._exit(0)
-        cut = False
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
-            cut = time.monotonic() - began > self.limit
-            if cut:
+        cut = True
+        try:
+            while cut and time.monotonic() - began <= self.limit:
+                cut = os.waitpid(child, os.WNOHANG)[0] == 0
+                time.sleep(0.05)
+        finally:  # the fork where it goes on, and what a test may have left behind
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
+            if cut:
                 os.waitpid(child, 0)
-                break
-            time.sleep(0.05)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what a test may have left behind
         seconds = round(time.monotonic() - began)
         if cut:
             return {"outcome": "survived", "by": "", "cut": True, "seconds": seconds}

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -114,6 +115,7 @@ def main() -> None:
         return
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     load_libraries(ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; what was found is kept"))  # and the copy is removed
     around = {"date": datetime.date.today().isoformat(), "versions": versions()}
     with copy_of_the_tree(ROOT) as copy:
         tests = Tests(copy, options.limit)
