@@ -80,6 +80,7 @@ def test_a_line_has_these_faults(faults: ModuleType, line: str, planted: set[tup
         'def __repr__(self): return "x" * 3',
         "if TYPE_CHECKING:\n    import a",
         '__all__ = ["a"] + b',
+        "x = zip(a, b, strict=True)",
     ],
 )
 def test_wording_and_types_have_none(faults: ModuleType, line: str) -> None:

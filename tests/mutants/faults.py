@@ -38,6 +38,7 @@ SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any", "argmin": "ar
            "amax": "amin", "minimum": "maximum", "maximum": "minimum", "repeat_interleave": "repeat",
            "floor": "ceil", "ceil": "floor", "cumsum": "cumprod"}  # fmt: skip
 SAYING = {"warn", "warning", "debug", "info", "say", "say_once", "print", "echo", "add_row", "assemble", "Text"}
+UNSEEN = {"copy", "strict", "stacklevel"}  # what costs only, what asserts an invariant of our own, what points
 SILENT = {"__repr__", "__str__", "__rich__", "__rich_console__", "__dir__"}
 
 
@@ -115,7 +116,12 @@ class _Reader:
 
     def edits(self, node: ast.AST) -> Iterator[Edit]:
         """Of a node and all below it, wording left out."""
-        if getattr(node, "name", "") in SILENT or _is_typing(node) or _is_saying(node):
+        if (
+            getattr(node, "name", "") in SILENT
+            or getattr(node, "arg", "") in UNSEEN
+            or _is_typing(node)
+            or _is_saying(node)
+        ):
             return
         if isinstance(node, ast.Raise):
             yield ("raise", *self.span(node), "pass")
@@ -189,7 +195,7 @@ class _Reader:
             end = self.span(node.func)[1]
             yield "swap", end - len(name), end, SWAPPED[name]
         for keyword in node.keywords:
-            if keyword.arg is not None:
+            if keyword.arg is not None and keyword.arg not in UNSEEN:
                 start, end = self.span(keyword)
                 rest = self.source[end:]
                 comma = len(rest) - len(rest.lstrip()) + 1 if rest.lstrip().startswith(",") else 0

@@ -4,7 +4,7 @@
     make mutants ARGS="--count 40 packing"         … of one package
     make mutants ARGS="--again"                    what survived before, once more (after new tests)
     make mutants ARGS="--list packing/plan"        the faults that would be drawn, without a run
-    make mutants ARGS="--page"                     writes the figures and survivors of docs/testing.md
+    make mutants ARGS="--page"                     writes docs/testing.md; results of lines that are gone go
 
 Which faults are drawn depends on `--seed` and on the lines alone: a change elsewhere draws no others. Each runs the tests
 nearest to it first and stops at the first that fails. A test that does not end is a failure (`time`); tests that are not
@@ -103,7 +103,10 @@ def main() -> None:
     if options.page:
         from page import write
 
-        write(ROOT, list(results().values()))
+        still = {fault.identity for fault in drawn(options.seed, [])}
+        kept = [record for identity, record in results().items() if identity in still]
+        RESULTS.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
+        write(ROOT, kept)
         return
     order = spread(drawn(options.seed, options.paths), options.count)
     known = {} if options.list else results()
