@@ -68,7 +68,8 @@ def document_lengths(value: Any, tokens: int, error: type[SFTPluginsError]) -> n
             f"documents of {lengths.tolist()[:8]} tokens do not fill a row of {tokens}; expected positive lengths that add "
             "up to it",
             code="boundaries",
-            remedy="seq_lengths holds the tokens of each document; take the rows as pack_dataset made them",
+            remedy="seq_lengths holds the tokens of each document; take the rows as pack_dataset made them, and of trees "
+            "(share_prefixes) keep the columns seq_parents and seq_depths",
         )
     return lengths
 

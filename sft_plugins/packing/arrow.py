@@ -97,6 +97,10 @@ class TokenColumn:
         length = np.array([len(array) for array in arrays], np.int64)
         return cls([np.concatenate(arrays)], np.zeros(len(arrays), np.int32), np.cumsum(length) - length, length)
 
+    def some(self, documents: Ints) -> TokenColumn:
+        """The column of `documents` alone."""
+        return TokenColumn(self.values, self.chunk[documents], self.start[documents], self.length[documents])
+
     def first(self) -> Ints:
         """First integer of every document; all documents hold at least one."""
         out = np.empty(len(self.start), np.int64)
@@ -114,17 +118,18 @@ class TokenColumn:
         self._in_threads(count, np.arange(len(self.start)))
         return out
 
-    def gather(self, documents: Ints, lengths: Ints) -> Ints:
-        """The first `lengths` integers of each of `documents`, end to end.
+    def gather(self, documents: Ints, lengths: Ints, begins: Ints | None = None) -> Ints:
+        """`lengths` integers of each of `documents`, from its first or from `begins` on, end to end.
 
-        Equal to `np.concatenate([column[d][:n] for d, n in zip(documents, lengths)])`.
+        Equal to `np.concatenate([column[d][b : b + n] for d, n, b in zip(documents, lengths, begins)])`.
         """
         ends = np.cumsum(lengths, dtype=np.int64)
-        begins = ends - lengths
+        targets = ends - lengths
+        starts = self.start[documents] if begins is None else self.start[documents] + begins
         out = np.empty(ends[-1] if len(ends) else 0, self.values[0].dtype)
 
         def copy(values: Ints, part: Ints) -> None:
-            compiled(_copy)(values, self.start[documents[part]], lengths[part], begins[part], out)
+            compiled(_copy)(values, starts[part], lengths[part], targets[part], out)
 
         self._in_threads(copy, documents)
         return out

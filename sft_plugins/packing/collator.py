@@ -52,8 +52,8 @@ class BlockDiagonalPackingCollator:
     Raises:
         ContaminationError: from the constructor, if `model` cannot be isolated.
         PackingError: from the constructor, `bad_option`; from a call, with the position of the bad row in the batch:
-            `bad_schema`, `length_mismatch`, `boundaries`, `already_packed`, `id_out_of_range`, `label_mismatch`,
-            `no_supervised_tokens`.
+            `bad_schema`, `length_mismatch`, `boundaries`, `already_packed`, `prefix_trees`, `id_out_of_range`,
+            `label_mismatch`, `no_supervised_tokens`.
     """
 
     def __init__(
@@ -142,6 +142,12 @@ class BlockDiagonalPackingCollator:
                 f"the row has no `seq_lengths`, so where its documents end is lost; found {', '.join(feature)}",
                 code="bad_schema",
                 remedy="remove_unused_columns=False keeps the column; rows='documents' takes single documents",
+            )
+        if feature.get("seq_parents") is not None and np.any(np.asarray(feature["seq_parents"]) >= 0):
+            raise PackingError(
+                "the row holds trees (`seq_parents`), whose branches see the path to their fork, and no backend attends so",
+                code="prefix_trees",
+                remedy="pack with share_prefixes=False",
             )
         return document_lengths(feature["seq_lengths"], size, PackingError)
 

@@ -19,9 +19,12 @@ from datasets.utils import tqdm
 
 from sft_plugins._checks import stored_rows
 from sft_plugins.errors import PackingError
-from sft_plugins.packing.arrow import TokenColumn, place, store
+from sft_plugins.packing.arrow import Ints, TokenColumn, place, store
 from sft_plugins.packing.documents import Admitted, Columns, Policies, admit, check_columns
 from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
+from sft_plugins.packing.prefix_tree.fold import Forest, fold
+from sft_plugins.packing.prefix_tree.report import PrefixReport
+from sft_plugins.packing.prefix_tree.rows import BRANCHES, lay
 from sft_plugins.packing.report import PackReport, expected_padding
 
 BATCH_TOKENS = 2**22
@@ -43,6 +46,7 @@ def pack_dataset(
     unsupervised: str = "raise",
     extra_columns: str = "raise",
     seed: int | Sequence[int] | None = 0,
+    share_prefixes: bool = False,
     cache_file: str | os.PathLike[str] | None = None,
 ) -> Packed:
     """Pack masked rows into rows of at most `max_length` tokens, with best-fit decreasing over the whole dataset.
@@ -70,6 +74,10 @@ def pack_dataset(
         extra_columns: further columns are an error (`"raise"`), left out (`"drop"`), or kept as one list per packed
             row with one value per document (`"carry"`).
         seed: shuffles documents of equal length, and the packed rows. `None` shuffles nothing.
+        share_prefixes: fold rows that begin alike into trees, so that what they share is kept once: a conversation that was
+            split for a template that rewrites history costs about what one rendering costs. A token that two rows train is
+            never shared; trees are planned whole. Packed rows then carry `seq_parents` and `seq_depths` beside `seq_lengths`
+            (see `sft_plugins.packing.prefix_tree`). Nothing here can train on such rows yet: the collator refuses them.
         cache_file: where to write the packed rows, memory-mapped afterwards. By default a dataset in memory gives one
             in memory, and a dataset on disk one in memory up to 256 MiB; beyond, a `cache-*.arrow` beside its own cache
             files, which `dataset.cleanup_cache_files()` removes.
@@ -95,14 +103,36 @@ def pack_dataset(
     if not len(admitted.rows):
         dropped = ", ".join(f"{kind} {loss.rows:,}" for kind, loss in admitted.lost.items())
         raise PackingError(f"no document is left to pack; dropped: {dropped}", code="empty_dataset")
-    plan = plan_packs(admitted.lengths, policies.capacity, seed=seed)
-
     kept = extra if extra_columns == "carry" else []
     features = _features(dataset, kept)
-    batches = _batches(dataset, columns, kept, admitted, plan, features)
-    options = (policies.capacity, overflow, unsupervised, extra_columns, seed)
+    options: tuple[Any, ...] = (policies.capacity, overflow, unsupervised, extra_columns, seed)
+    prefixes = None
+    if share_prefixes:
+        _check_sharing(share_prefixes, kept)
+        forest = fold(
+            columns.ids.some(admitted.rows), columns.labels.some(admitted.rows), admitted.lengths, policies.capacity
+        )
+        prefixes = PrefixReport.of(forest, admitted.lengths)
+        plan = plan_packs(forest.tokens, policies.capacity, seed=seed)
+        features = Features(features | {name: List(Value("int32")) for name in BRANCHES})
+        options += ("share_prefixes",)
+        batches = _tree_batches(columns, admitted, forest, plan, features)
+    else:
+        plan = plan_packs(admitted.lengths, policies.capacity, seed=seed)
+        batches = _batches(dataset, columns, kept, admitted, plan, features)
     packed = store(dataset, batches, features, place(dataset, features, plan.tokens, cache_file), options)
-    return Packed(packed, _report(columns.ids, admitted, plan))
+    return Packed(packed, _report(columns.ids, admitted, plan, prefixes))
+
+
+def _check_sharing(share_prefixes: bool, carried: list[str]) -> None:
+    if share_prefixes is not True:
+        raise PackingError(f"share_prefixes is {share_prefixes!r}; expected True or False", code="bad_option")
+    if carried:
+        raise PackingError(
+            f"columns {', '.join(carried)} hold one value per row, and a tree does not keep its rows apart",
+            code="extra_columns",
+            remedy="extra_columns='drop' beside share_prefixes=True",
+        )
 
 
 def _read(dataset: Dataset, policies: Policies) -> tuple[Columns, list[str]]:
@@ -120,7 +150,7 @@ def _read(dataset: Dataset, policies: Policies) -> tuple[Columns, list[str]]:
     return Columns(TokenColumn.of(dataset, "input_ids"), TokenColumn.of(dataset, "labels"), mask), extra
 
 
-def _report(ids: TokenColumn, admitted: Admitted, plan: PackPlan) -> PackReport:
+def _report(ids: TokenColumn, admitted: Admitted, plan: PackPlan, prefixes: PrefixReport | None) -> PackReport:
     lengths, counts = np.unique(admitted.lengths, return_counts=True)
     return PackReport(
         max_length=plan.max_length,
@@ -133,6 +163,7 @@ def _report(ids: TokenColumn, admitted: Admitted, plan: PackPlan) -> PackReport:
         longest=int(lengths[-1]),
         padded=expected_padding(lengths, counts),
         lost=admitted.lost,
+        prefixes=prefixes,
     )
 
 
@@ -154,28 +185,47 @@ def _batches(
     features: Features,
 ) -> Iterator[pa.RecordBatch]:
     """The packed rows, about `BATCH_TOKENS` tokens at a time."""
-    schema = features.arrow_schema
-    step = max(1, BATCH_TOKENS // plan.max_length)
     others = dataset.select_columns(carried).with_format("arrow") if carried else None
-    progress = tqdm(total=len(plan), desc="Packing", unit=" rows", delay=1)
-    for begin in range(0, len(plan), step):
-        offsets = plan.offsets[begin : begin + step + 1]
-        chosen = plan.indices[offsets[0] : offsets[-1]]
+    for offsets, chosen in _steps(plan):
         documents, lengths = admitted.rows[chosen], admitted.lengths[chosen]
         # offsets of rows in documents [0, 2, 3], lengths [3, 2, 8]   →   offsets of rows in tokens [0, 5, 13]
-        in_documents = (offsets - offsets[0]).astype(np.int32)
-        in_tokens = np.concatenate(([0], np.cumsum(lengths)))[in_documents].astype(np.int32)
-        arrays: list[Any] = [
-            pa.ListArray.from_arrays(in_tokens, columns.ids.gather(documents, lengths)),
-            pa.ListArray.from_arrays(in_tokens, columns.labels.gather(documents, lengths)),
-            pa.ListArray.from_arrays(in_documents, lengths.astype(np.int32)),
+        in_tokens = np.concatenate(([0], np.cumsum(lengths)))[offsets]
+        arrays = [
+            _lists(in_tokens, columns.ids.gather(documents, lengths)),
+            _lists(in_tokens, columns.labels.gather(documents, lengths)),
+            _lists(offsets, lengths.astype(np.int32)),
         ]
         if others is not None:
             values = others[documents].combine_chunks()
-            arrays += [pa.ListArray.from_arrays(in_documents, _only(values[name])) for name in carried]
-        yield pa.record_batch(arrays, schema=schema)
+            arrays += [_lists(offsets, _only(values[name])) for name in carried]
+        yield pa.record_batch(arrays, schema=features.arrow_schema)
+
+
+def _tree_batches(
+    columns: Columns, admitted: Admitted, forest: Forest, plan: PackPlan, features: Features
+) -> Iterator[pa.RecordBatch]:
+    """The same where the plan is one of trees."""
+    for offsets, chosen in _steps(plan):
+        laid = lay(forest, chosen, offsets, admitted.rows, columns.ids, columns.labels)
+        of_segments = (laid.lengths, laid.depths, laid.parents)
+        arrays = [_lists(laid.in_tokens, laid.ids), _lists(laid.in_tokens, laid.labels)]
+        arrays += [_lists(laid.in_segments, values.astype(np.int32)) for values in of_segments]
+        yield pa.record_batch(arrays, schema=features.arrow_schema)
+
+
+def _steps(plan: PackPlan) -> Iterator[tuple[Ints, Ints]]:
+    """Some rows of the plan at a time: where each begins among the documents that they hold, and those documents."""
+    step = max(1, BATCH_TOKENS // plan.max_length)
+    progress = tqdm(total=len(plan), desc="Packing", unit=" rows", delay=1)
+    for begin in range(0, len(plan), step):
+        offsets = plan.offsets[begin : begin + step + 1]
+        yield offsets - offsets[0], plan.indices[offsets[0] : offsets[-1]]
         progress.update(len(offsets) - 1)
     progress.close()
+
+
+def _lists(offsets: Ints, values: Any) -> pa.ListArray:
+    return pa.ListArray.from_arrays(offsets.astype(np.int32), values)
 
 
 def _only(column: pa.ChunkedArray) -> pa.Array:

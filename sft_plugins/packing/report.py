@@ -1,7 +1,8 @@
 """What packing did to the data, and what it changes for training: data first, a table from that data.
 
-Invariant: nothing is lost unseen. `rows_in = documents + dropped` and `tokens_in = tokens + Σ lost tokens`. A stream counts
-in a `Tally`, of which `to_dict` and `from_dict` are inverse, through JSON too: resumed, it reports as if unbroken.
+Invariant: nothing is lost unseen. `rows_in = documents + dropped`, `tokens_in = tokens + Σ lost tokens` (+ what trees share).
+A stream counts in a `Tally`, of which `to_dict` and `from_dict` are inverse, through JSON too: resumed, it reports as if
+unbroken.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins.packing.prefix_tree.report import PrefixReport
 
 PADDED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 FIRST_ROWS = 5
@@ -87,6 +89,7 @@ class PackReport:
         padded: batch size → tokens that an epoch costs, in expectation, when random batches of that many documents are
             padded to their longest (exact expectation over all orders of the documents).
         lost: a `Loss` per way of losing tokens that was met, keyed as in `LOSSES`.
+        prefixes: what `share_prefixes` did; `tokens` are then those of the trees.
     """
 
     max_length: int
@@ -99,6 +102,7 @@ class PackReport:
     longest: int
     padded: dict[int, int]
     lost: dict[str, Loss] = field(default_factory=dict)
+    prefixes: PrefixReport | None = None
 
     @property
     def fill(self) -> float:
@@ -192,6 +196,7 @@ class PackReport:
             ("fill", f"{self.fill:.2%}", f"{self.tokens:,} tokens"),
             ("supervised", f"{self.supervised_share:.2%}", f"{self.supervised_tokens:,} tokens carry loss"),
         ]
+        lines += [self.prefixes.line()] if self.prefixes else []
         if 8 in self.padded:
             cost = self.padded[8]
             lines.append(

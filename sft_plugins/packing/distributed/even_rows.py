@@ -3,7 +3,7 @@
 Invariant: the documents of the result are those of the given rows, each once; only rows that are taken apart are new.
 
 accelerate gives every process equally many rows. Where they do not come out even it begins anew at the first row, and those
-documents are trained twice in that epoch. Packed rows can be taken apart between two documents instead:
+documents are trained twice in that epoch. Packed rows can be taken apart between two documents (or trees) instead:
 
     seq_lengths [3, 2, 4], [8]   for a multiple of 2   →   as they are
     seq_lengths [3, 2, 4], [8], [9]                    →   [3, 2], [8], [9], [4]
@@ -54,7 +54,7 @@ def even_rows(packed: Dataset, multiple_of: int) -> Dataset:
     missing = -len(packed) % multiple
     if not missing:
         return packed
-    pieces = _pieces(TokenColumn.of(packed, "seq_lengths").length, missing)
+    pieces = _pieces(_wholes(packed), missing)
     taken = sorted({row for row, _, _ in pieces})
     untouched = np.setdiff1d(np.arange(len(packed)), taken)
     stored = packed.with_format(None)  # a format turns values into arrays, and may leave columns out
@@ -89,9 +89,28 @@ def _pieces(documents: np.ndarray, missing: int) -> list[tuple[int, int, int]]:
     return sorted(piece for piece in pieces if piece[2] - piece[1] < documents[piece[0]])
 
 
+def _wholes(packed: Dataset) -> np.ndarray:
+    """How many documents each row holds, or trees, between which it can be taken apart."""
+    if "seq_parents" not in packed.column_names:
+        return TokenColumn.of(packed, "seq_lengths").length
+    parents = TokenColumn.of(packed, "seq_parents")
+    return parents.length - parents.count_unlike(-1, parents.length)
+
+
 def _cut(packed: Dataset, pieces: list[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
     for row, first, end in pieces:
         whole = packed[row]
-        ends = np.concatenate([[0], np.cumsum(whole["seq_lengths"])])
-        tokens, documents = slice(ends[first], ends[end]), slice(first, end)
-        yield {name: values[tokens if name in _PER_TOKEN else documents] for name, values in whole.items()}
+        lengths = np.asarray(whole["seq_lengths"])
+        roots = np.arange(len(lengths))
+        if "seq_parents" in whole:
+            lengths = lengths - whole["seq_depths"]
+            roots = np.flatnonzero(np.asarray(whole["seq_parents"]) < 0)
+        begins, ends = np.append(roots, len(lengths)), np.concatenate([[0], np.cumsum(lengths)])
+        segments = slice(begins[first], begins[end])
+        tokens = slice(ends[segments.start], ends[segments.stop])
+        piece = {name: values[tokens if name in _PER_TOKEN else segments] for name, values in whole.items()}
+        if "seq_parents" in piece:
+            piece["seq_parents"] = [
+                parent if parent < 0 else parent - segments.start for parent in piece["seq_parents"]
+            ]
+        yield piece

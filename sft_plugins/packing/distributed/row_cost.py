@@ -1,8 +1,9 @@
 """What a packed row costs: one term for its tokens, one for the attention within its documents.
 
-Invariant: the cost of a row depends on its `seq_lengths` alone; no token is read.
+Invariant: the cost of a row depends on its `seq_lengths` (and `seq_depths`) alone; no token is read.
 
-    seq_lengths [3, 2], linear 10, quadratic 1   →   10·(3 + 2) + 3² + 2² = 63
+    seq_lengths [3, 2], linear 10, quadratic 1                        →   10·(3 + 2) + 3² + 2² = 63
+    of a tree: seq_lengths [4, 4], seq_depths [0, 1]                  →   10·(4 + 3) + 4² + (4² − 1²) = 101
 """
 
 from __future__ import annotations
@@ -76,9 +77,18 @@ class RowCost:
             row = int(np.argmin(column.length))
             raise PackingError("seq_lengths is empty: the row has no documents", code="boundaries", row=row)
         lengths = column.gather(np.arange(len(packed)), column.length).astype(np.float64)
+        costs = self._cost(lengths)
+        if (
+            "seq_depths" in packed.column_names
+        ):  # of trees: a branch sees the path to its fork, and does not compute it again
+            depths = TokenColumn.of(packed, "seq_depths").gather(np.arange(len(packed)), column.length)
+            costs -= self._cost(depths.astype(np.float64))
         # documents per row [2, 1]   →   rows start at documents [0, 2]
         starts = np.cumsum(column.length) - column.length
-        return np.add.reduceat((self.linear + self.quadratic * lengths) * lengths, starts)
+        return np.add.reduceat(costs, starts)
+
+    def _cost(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return (self.linear + self.quadratic * lengths) * lengths
 
 
 def packed_rows(packed: Dataset, *, call: str) -> Dataset:

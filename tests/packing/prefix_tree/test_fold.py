@@ -1,0 +1,135 @@
+"""Folding: what is trained goes in and comes out as often, no row loses a token, and no tree outgrows its row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_plugins.packing.arrow import TokenColumn
+from sft_plugins.packing.prefix_tree import fold as module
+from sft_plugins.packing.prefix_tree.fold import Forest, fold
+from sft_plugins.packing.prefix_tree.order import sort_rows
+from sft_plugins.packing.prefix_tree.rows import lay
+from testkit.prefix_forest import Row, fold_slowly, forests, paths_of, segments_of, trained
+
+
+def columns(rows: list[Row], chunks: int = 1) -> tuple[TokenColumn, TokenColumn]:
+    """The rows as columns of several Arrow chunks."""
+    made = []
+    for part in (0, 1):
+        arrays = [np.array(row[part], np.int32) for row in rows]
+        pieces = [piece for piece in np.array_split(np.arange(len(rows)), chunks) if len(piece)]
+        values = [np.concatenate([arrays[i] for i in piece]) for piece in pieces]
+        length = np.array([len(array) for array in arrays], np.int64)
+        chunk = np.concatenate([np.full(len(piece), k) for k, piece in enumerate(pieces)])
+        start = np.concatenate([np.cumsum(length[piece]) - length[piece] for piece in pieces])
+        made.append(TokenColumn(values, chunk, start, length))
+    return made[0], made[1]
+
+
+def folded(rows: list[Row], capacity: int = 10**6, *, least: int = 1, chunks: int = 1) -> tuple[Forest, list[Row]]:
+    """The forest, and the paths of its trees, each tree in a row of its own."""
+    ids, labels = columns(rows, chunks)
+    forest = fold(ids, labels, ids.length, capacity, least=least)
+    trees = np.arange(len(forest.tokens))
+    laid = lay(forest, trees, np.arange(len(trees) + 1), np.arange(len(rows)), ids, labels)
+    paths: list[Row] = []
+    for k in trees:
+        here, tokens = slice(*laid.in_segments[k : k + 2]), slice(*laid.in_tokens[k : k + 2])
+        assert tokens.stop - tokens.start == forest.tokens[k]
+        packed = {"input_ids": laid.ids[tokens].tolist(), "labels": laid.labels[tokens].tolist()}
+        names = {"seq_lengths": laid.lengths, "seq_depths": laid.depths, "seq_parents": laid.parents}
+        packed |= {name: values[here].tolist() for name, values in names.items()}
+        paths += paths_of(segments_of(packed))
+    return forest, paths
+
+
+@settings(max_examples=300, deadline=None)
+@given(forests(), st.integers(1, 3), st.sampled_from([1, 1, 2, 4]))
+def test_what_is_trained_comes_out_as_often_and_every_row_is_a_path(rows: list[Row], chunks: int, least: int) -> None:
+    _, paths = folded(rows, least=least, chunks=chunks)
+    assert trained(paths) == trained(rows)
+    beginnings = {tuple(ids[:end]) for ids, _ in paths for end in range(1, len(ids) + 1)}
+    assert all(tuple(ids) in beginnings for ids, _ in rows)
+
+
+@settings(max_examples=300, deadline=None)
+@given(forests(), st.integers(0, 40))
+def test_trees_are_cut_where_they_do_not_fit(rows: list[Row], more: int) -> None:
+    capacity = max(len(ids) for ids, _ in rows) + more
+    whole, _ = folded(rows)
+    forest, paths = folded(rows, capacity)
+    assert forest.tokens.max() <= capacity
+    assert trained(paths) == trained(rows)
+    assert (forest.cuts > 0) == (forest.repeated > 0)
+    if not forest.cuts:
+        assert forest.tokens.sum() == whole.tokens.sum()
+
+
+@settings(max_examples=300, deadline=None)
+@given(forests())
+def test_the_slow_fold_trains_the_same_and_shares_no_more(rows: list[Row]) -> None:
+    """Where rows train one token twice, which of them share what is left differs; elsewhere the fold is as tight."""
+    slow = fold_slowly(rows)
+    forest, paths = folded(rows)
+    assert trained(paths_of(slow)) == trained(paths) == trained(rows)
+    if max(trained(rows).values(), default=1) == 1:
+        assert forest.tokens.sum() <= sum(len(tokens) for tokens, *_ in slow)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12), st.integers(1, 3))
+def test_rows_that_begin_alike_stand_together(ids: list[list[int]], chunks: int) -> None:
+    column, _ = columns([(row, row) for row in ids], chunks)
+    order = np.arange(len(ids))
+    sort_rows(column.values, column.chunk, column.start, column.length, order)
+    assert order.tolist() == sorted(range(len(ids)), key=lambda i: [*ids[i], 99])
+
+
+def test_the_worked_example() -> None:
+    """DESIGN: A B C D and A B E F share A B; the branch begins with the shared token that it goes on from."""
+    forest, paths = folded([([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 5, 6], [-100, -100, 5, 6])])
+    assert forest.parents.tolist() == [-1, 0]
+    assert forest.depths.tolist() == [0, 1]
+    assert forest.lengths.tolist() == [4, 3]
+    assert paths == [([1, 2, 3, 4], [-100, -100, 3, 4]), ([1, 2, 5, 6], [-100, -100, 5, 6])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"),
+    [
+        ([([1, 2, 3], [-100, 2, 3])] * 2, [3, 3]),  # both train token 2: nothing but token 1 is common
+        ([([1, 2, 3], [-100, -100, 3])] * 3, [3, 2, 2]),  # identical rows count as often as they come
+        ([([1, 2, 3, 4], [-100, -100, -100, 4]), ([1, 2, 3], [-100, -100, 3])], [4]),  # a beginning is there already
+        ([([1, 2, 3], [-100, -100, 3]), ([1, 2, 3, 4, 5], [-100, -100, 3, -100, 5])], [5, 2]),  # token 3 twice
+        ([([1], [-100]), ([1], [-100])], [1]),
+        ([([1, 2], [-100, 2]), ([3, 2], [-100, 2])], [2, 2]),
+    ],
+)
+def test_identical_rows_and_beginnings_of_rows(rows: list[Row], lengths: list[int]) -> None:
+    forest, paths = folded(rows)
+    assert forest.lengths.tolist() == lengths
+    assert trained(paths) == trained(rows)
+
+
+def test_forks_that_share_little_are_not_taken() -> None:
+    rows = [([1, 2, 3, number], [-100, -100, -100, number]) for number in (7, 8)]
+    assert len(folded(rows, least=2)[0].tokens) == 1
+    assert len(folded(rows, least=3)[0].tokens) == 2
+    assert module.LEAST > 1
+
+
+def test_plain_python_and_numba_fold_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows: list[Row] = []
+    for _ in range(200):
+        ids = rng.integers(0, 2, rng.integers(1, 12)).tolist()
+        rows.append((ids, [-100, *(t if rng.random() < 0.3 else -100 for t in ids[1:])]))
+    fast = folded(rows, 40)
+
+    monkeypatch.setattr(module, "compiled", lambda function: function)
+    slow = folded(rows, 40)
+    assert slow[1] == fast[1]
+    assert slow[0].cuts == fast[0].cuts > 0
