@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
+import os
 import re
 import subprocess
 import sys
@@ -119,20 +121,37 @@ def test_values_become_plain_json() -> None:
     }  # fmt: skip
 
 
-def test_libraries_are_hushed_while_a_command_runs_and_put_back() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("bars", [False, True])
+def test_libraries_are_hushed_while_a_command_runs_and_put_back(
+    fails: bool, bars: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.delenv("DATASETS_VERBOSITY", raising=False)
     transformers.utils.logging.set_verbosity_info()
+    had_bars = datasets.is_progress_bar_enabled()
+    (datasets.enable_progress_bars if bars else datasets.disable_progress_bars)()
     seen = []
 
-    def look(out: Output) -> None:
-        seen.append((datasets.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()))
+    def state() -> tuple[Any, ...]:
+        names = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY")
+        loud = (datasets.logging.get_verbosity(), transformers.utils.logging.get_verbosity())
+        return (datasets.is_progress_bar_enabled(), *loud, *map(os.environ.get, names))
 
-    before = datasets.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
+    def look(out: Output) -> None:
+        seen.append(state())
+        if fails:
+            raise MaskingError("no", code="bad_schema")
+
+    before = state()
     try:
         run(look)
-        assert seen == [(False, transformers.utils.logging.ERROR)]
-        assert (datasets.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()) == before
+        assert seen == [(False, logging.CRITICAL, transformers.utils.logging.ERROR, "error", "critical")]
+        assert state() == before
+        assert before[0] is bars
     finally:
         transformers.utils.logging.set_verbosity_warning()
+        (datasets.enable_progress_bars if had_bars else datasets.disable_progress_bars)()
 
 
 # --- every command ----------------------------------------------------------------------------------------------------
