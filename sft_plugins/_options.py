@@ -8,6 +8,8 @@ TrainOn: TypeAlias = Literal["all", "last"]
 Errors: TypeAlias = Literal["raise", "drop"]
 HistoryRewrite: TypeAlias = Literal["split", "raise"]
 SpecialTokens: TypeAlias = Literal["raise", "allow"]
+Thinking: TypeAlias = Literal["auto", "default"]
+Reasoning: TypeAlias = Literal["raise", "inline", "drop"]
 Overflow: TypeAlias = Literal["raise", "drop", "truncate", "keep_turns"]
 
 

@@ -31,6 +31,8 @@ NAMES = {
     "train_on": f"`{KEY}.masking.train_on: last`",
     "on_history_rewrite": f"`{KEY}.masking.on_history_rewrite: split`",
     "special_tokens_in_content": f"`{KEY}.masking.special_tokens_in_content: allow`",
+    "special_token": f"`{KEY}.masking.special_tokens_in_content: [that token]`",
+    "reasoning": f"`{KEY}.masking.reasoning: inline` (in front of the answer, in <think> tags) or `drop` (counted)",
     "stop_tokens": "List the model's stop tokens in `eot_tokens:`",
     "one_stop_token": "list one token in `eot_tokens:`",
     "its_stop_token": "list it in `eot_tokens:`",

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens, TrainOn
+from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn
 from sft_plugins.collapse import DetectorConfig
 
 KEY = "sft_plugins"
@@ -66,7 +66,9 @@ class MaskingSettings(Section):
     train_on: TrainOn = "all"
     errors: Errors = "raise"
     on_history_rewrite: HistoryRewrite = "split"
-    special_tokens_in_content: SpecialTokens = "raise"
+    special_tokens_in_content: SpecialTokens | list[str] = "raise"
+    thinking: Thinking = "auto"
+    reasoning: Reasoning = "raise"
     overflow: Overflow = "raise"
 
 
@@ -174,7 +176,7 @@ class Settings(Section):
             raise ValueError("\n".join(lines)) from error
 
 
-_BRANCHES = ("literal['off']", "constrained-float", "float")
+_BRANCHES = ("literal['off']", "constrained-float", "float", "literal['raise','allow']", "list[str]")
 
 
 def listed(data: Mapping[str, Any]) -> bool:

@@ -31,6 +31,8 @@ def audit(
     max_length: options.MAX_LENGTH = None,
     overflow: options.OVERFLOW = "raise",
     special_tokens: options.SPECIAL_TOKENS = "raise",
+    thinking: options.THINKING = "auto",
+    reasoning: options.REASONING = "raise",
     quiet: options.QUIET = False,
     as_json: options.JSON = False,
 ) -> None:
@@ -39,7 +41,14 @@ def audit(
     with out.guard():
         source = open_rows(data, split=split, limit=limit)
         masker = load_masker(
-            out, model, train_on=train_on, special_tokens=special_tokens, max_length=max_length, overflow=overflow
+            out,
+            model,
+            train_on=train_on,
+            special_tokens=special_tokens,
+            thinking=thinking,
+            reasoning=reasoning,
+            max_length=max_length,
+            overflow=overflow,
         )
         if source.kind == "raw":
             report = mask_with_bar(source, masker, out).report

@@ -52,6 +52,8 @@ def inspect(
     max_length: options.MAX_LENGTH = None,
     overflow: options.OVERFLOW = "raise",
     special_tokens: options.SPECIAL_TOKENS = "raise",
+    thinking: options.THINKING = "auto",
+    reasoning: options.REASONING = "raise",
     quiet: options.QUIET = False,
     as_json: options.JSON = False,
 ) -> None:
@@ -60,7 +62,14 @@ def inspect(
     with out.guard():
         source = open_rows(data, split=split)
         masker = load_masker(
-            out, model, train_on=train_on, special_tokens=special_tokens, max_length=max_length, overflow=overflow
+            out,
+            model,
+            train_on=train_on,
+            special_tokens=special_tokens,
+            thinking=thinking,
+            reasoning=reasoning,
+            max_length=max_length,
+            overflow=overflow,
         )
         from sft_plugins.cli.ui.rows import RowReader
 

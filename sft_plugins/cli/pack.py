@@ -60,6 +60,8 @@ def pack(
     limit: options.LIMIT = None,
     train_on: options.TRAIN_ON = "all",
     special_tokens: options.SPECIAL_TOKENS = "raise",
+    thinking: options.THINKING = "auto",
+    reasoning: options.REASONING = "raise",
     quiet: options.QUIET = False,
     as_json: options.JSON = False,
 ) -> None:
@@ -74,7 +76,7 @@ def pack(
         refuse_packed(source.kind, data)
         keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
         masker = load_masker(
-            out, model, train_on=train_on, special_tokens=special_tokens,
+            out, model, train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning,
             max_length=max_length if keeps_turns else None, overflow="keep_turns" if keeps_turns else "raise",
         )  # fmt: skip
         masked, masking = mask_with_bar(source, masker, out)

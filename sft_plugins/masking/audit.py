@@ -44,7 +44,7 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     """
     text = TextTokenizer(tokenizer)
     renderer = ChatRenderer(tokenizer)
-    stops, _ = find_stop_tokens(text, renderer, None)
+    stops = find_stop_tokens(text, renderer, None).ids
     header = assistant_header(text, renderer)
     rules = RowRules(vocabulary_size=text.size, bos_token_id=tokenizer.bos_token_id)
     names = {i: text.decode([i]) for i in stops}

@@ -9,6 +9,8 @@ IterableDataset       the same per batch as rows are drawn; the report grows wit
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -41,6 +43,7 @@ RECORD = Features(
         "repeated_tokens": Value("int32"),
         "lost_tokens": Value("int32"),
         "lost_supervised": Value("int32"),
+        "turns": Value("string"),  # JSON of `modes` and `changes`; null where there is neither, as in most rows
     }
 )
 
@@ -173,8 +176,13 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
                 name: pa.array([*(getattr(row, name) for row in rows), *blank], pa.int32())
                 for name in ("repeated_tokens", "lost_tokens", "lost_supervised")
             },
+            "turns": pa.array([*map(_turns, rows), *([None] * len(failures))], pa.string()),
         }
     )
+
+
+def _turns(row: MaskedExample) -> str | None:
+    return json.dumps({"modes": row.modes, "changes": row.changes}) if row.modes or row.changes else None
 
 
 def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:
@@ -192,6 +200,8 @@ def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.T
         setattr(report, name, getattr(report, name) + int(rows[name].to_numpy().sum()))
     report.lost_supervised_tokens += int(rows["lost_supervised"].to_numpy().sum())
     report.cut_rows += int((rows["lost_tokens"].to_numpy() > 0).sum())
+    for told, count in Counter(rows["turns"].drop_null().to_pylist()).items():
+        report.add_turns(**json.loads(told), times=count)
     if len(sources):
         totals = _flat(rows["roles"])[0].reshape(len(sources), len(ORIGINS)).sum(axis=0)
         for name, count in zip(ORIGINS, totals, strict=True):
@@ -215,7 +225,7 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_report(records: Dataset, masker: PromptMasker, *, rows_in: int) -> MaskReport:
-    report = MaskReport(rows_in=rows_in)
+    report = MaskReport(rows_in=rows_in, notes=masker.notes)
     prompts: list[np.ndarray] = []
     # What was made of one row of data may lie in two of these slices, so that is counted over all of them.
     _count_sources(report, records.select_columns(["source", "code"])[:])
@@ -240,7 +250,7 @@ def _prompts(rows: pa.Table) -> list[np.ndarray]:
 
 
 def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
-    report = MaskReport(notes=["counts cover the rows drawn so far, in this process"])
+    report = MaskReport(notes=[*masker.notes, "counts cover the rows drawn so far, in this process"])
     dataset = dataset.with_format(None)
     if stored := json_columns(dataset.features):
         dataset = dataset.decode(False)

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens, TrainOn
+from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
 from sft_plugins.masking.headers import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.labels import Assembler, MaskedExample
+from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.template import ChatRenderer
@@ -52,13 +53,19 @@ class PromptMasker:
         errors: `"raise"`, or `"drop"` rows that cannot be masked exactly; `mask_dataset` counts them by code.
         on_history_rewrite: where a template renders a turn differently once it is history, `"split"` the conversation
             into rows that are each exact, or `"raise"`.
-        special_tokens_in_content: `"raise"`, or `"allow"` text of the data to turn into special tokens.
+        special_tokens_in_content: `"raise"`, `"allow"` text of the data to turn into special tokens, or a list of the tokens
+            that may (ordinary words, `"<filename>"`).
+        thinking: `"auto"`: where the template's switches (`enable_thinking`, …) give several generation prompts, each turn has
+            the one that its rendering goes on from; `"default"`: that without switches. Switches in a row decide alone.
+        reasoning: what becomes of reasoning that the template does not know: `"raise"`, `"inline"` it in front of the answer
+            in `<think>` tags, or `"drop"` it, counted.
         max_length: most tokens a row may have; None for no limit.
         overflow: what becomes of longer rows: `"raise"`, `"drop"`, `"truncate"` (a cut turn gets no stop token), or
             `"keep_turns"` (the leading turns that fit).
         chat_template: used in place of the tokenizer's own.
-        stop_token_ids: ids that stop generation. Default: the tokenizer's EOS, the EOS ids of the generation config
-            beside it, and the template's end of turn.
+        stop_token_ids: ids that stop generation, or a model or generation config that says so. Default: the tokenizer's EOS,
+            the EOS ids of the generation config beside it (in its folder, or in the hub's cache), and the template's end of
+            turn.
 
     Raises:
         MaskingError: with a stable `code`: `bad_option` here; see `encode` for rows.
@@ -71,11 +78,13 @@ class PromptMasker:
         train_on: TrainOn = "all",
         errors: Errors = "raise",
         on_history_rewrite: HistoryRewrite = "split",
-        special_tokens_in_content: SpecialTokens = "raise",
+        special_tokens_in_content: SpecialTokens | Iterable[str] = "raise",
+        thinking: Thinking = "auto",
+        reasoning: Reasoning = "raise",
         max_length: int | None = None,
         overflow: Overflow = "raise",
         chat_template: str | None = None,
-        stop_token_ids: Iterable[int] | None = None,
+        stop_token_ids: Any = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.options = MaskingOptions(
@@ -83,6 +92,8 @@ class PromptMasker:
             errors=errors,
             on_history_rewrite=on_history_rewrite,
             special_tokens_in_content=special_tokens_in_content,
+            thinking=thinking,
+            reasoning=reasoning,
             max_length=max_length,
             overflow=overflow,
             chat_template=chat_template,
@@ -90,8 +101,11 @@ class PromptMasker:
         )
         self._text = TextTokenizer(tokenizer)
         self._renderer = ChatRenderer(tokenizer, chat_template)
-        self.stop_token_ids, header_stops = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
-        self._assembler = Assembler(self._text, self.stop_token_ids, header_stops, self.options)
+        self.options.check_special_tokens(self._text.special)
+        self._modes = Modes(self._renderer, auto=self.options.thinking == "auto")
+        self._known = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
+        self.stop_token_ids = self._known.ids
+        self._assembler = Assembler(self._text, self._known, self.options)
         self._rules = RowRules(
             vocabulary_size=self._text.size,
             bos_token_id=tokenizer.bos_token_id,
@@ -128,6 +142,18 @@ class PromptMasker:
         made = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
         return [self._fitted(outcome) for outcome in self._checked(made)]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a report says of this tokenizer and template, whatever the rows."""
+        names = " and ".join(repr(self._text.decode([token])) for token in self._known.unconfirmed)
+        if not names:
+            return []
+        return [
+            f"{names} ends turns in the chat template, but neither the tokenizer's EOS nor a generation config names it: "
+            f"generation does not stop there by itself. Put {list(self._known.unconfirmed)} into `eos_token_id` of the model's "
+            "generation config (or make it the tokenizer's EOS)."
+        ]
+
     def token_names(self, ids: Iterable[int]) -> dict[int, str]:
         """The text of those of `ids` that stop generation, for reports."""
         return {int(i): self._text.decode([int(i)]) for i in ids if int(i) in self.stop_token_ids}
@@ -153,9 +179,9 @@ class PromptMasker:
         try:
             parsed = parse_example(example, has_chat_template=self._renderer.available)
             if isinstance(parsed, Conversation):
-                return plan_turns(parsed, self._renderer, self._text, self.options)
+                return plan_turns(parsed, self._modes, self._text, self._known, self.options)
             if isinstance(parsed, TextPair):
-                return plan_pair(parsed, self._text, self.options)
+                return plan_pair(parsed, self._text, self._known, self.options)
             if parsed.assistant_mask and self.options.train_on == "all":
                 check_every_turn_supervised(parsed, self._text, self._renderer)
             return Outcome([MaskedExample(parsed.input_ids, parsed.labels)], [])

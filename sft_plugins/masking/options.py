@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from sft_plugins._options import Errors, HistoryRewrite, Overflow, SpecialTokens, TrainOn, words
+from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn, words
 from sft_plugins.errors import MaskingError
 
 
@@ -21,11 +21,13 @@ class MaskingOptions:
     train_on: TrainOn = "all"
     errors: Errors = "raise"
     on_history_rewrite: HistoryRewrite = "split"
-    special_tokens_in_content: SpecialTokens = "raise"
+    special_tokens_in_content: SpecialTokens | Iterable[str] = "raise"
+    thinking: Thinking = "auto"
+    reasoning: Reasoning = "raise"
     max_length: int | None = None
     overflow: Overflow = "raise"
     chat_template: str | None = None
-    stop_token_ids: Iterable[int] | None = None
+    stop_token_ids: Any = None
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -35,11 +37,48 @@ class MaskingOptions:
         length = self.max_length
         if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 2):
             raise _bad("max_length", length, "a whole number of at least 2, or None")
-        if self.stop_token_ids is not None:
-            try:
-                object.__setattr__(self, "stop_token_ids", tuple(sorted(set(self.stop_token_ids))))
-            except TypeError as error:
-                raise _bad("stop_token_ids", self.stop_token_ids, "an iterable of token ids, or None") from error
+        self._read_special_tokens()
+        self._read_stop_tokens()
+
+    def _read_special_tokens(self) -> None:
+        given = self.special_tokens_in_content
+        if isinstance(given, str) and given in words(SpecialTokens):
+            return
+        names = () if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable) else tuple(given)
+        if not names or not all(isinstance(name, str) for name in names):
+            allowed = ", ".join(map(repr, words(SpecialTokens)))
+            raise _bad("special_tokens_in_content", given, f"one of {allowed}, or a list of special tokens")
+        object.__setattr__(self, "special_tokens_in_content", tuple(sorted(set(names))))
+
+    def _read_stop_tokens(self) -> None:
+        given = self.stop_token_ids
+        if given is None:
+            return
+        config = getattr(given, "generation_config", given)  # of a model
+        if hasattr(config, "eos_token_id"):
+            eos = config.eos_token_id
+            given = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
+        try:
+            object.__setattr__(self, "stop_token_ids", tuple(sorted(set(given))))
+        except TypeError as error:
+            allowed = "an iterable of token ids, a model or its generation config, or None"
+            raise _bad("stop_token_ids", self.stop_token_ids, allowed) from error
+
+    def check_special_tokens(self, known: Collection[str]) -> None:
+        """Raises:
+        MaskingError: `bad_option` for a name among the allowed ones that is no special token of the tokenizer.
+        """
+        given = self.special_tokens_in_content
+        unknown = [] if isinstance(given, str) else sorted(set(given) - set(known))
+        if unknown:
+            raise _bad(
+                "special_tokens_in_content", unknown, "special tokens of this tokenizer, " + ", ".join(sorted(known))
+            )
+
+    def allows(self, special_token: str) -> bool:
+        """Whether text of the data may turn into `special_token`."""
+        allowed = self.special_tokens_in_content
+        return allowed == "allow" or (allowed != "raise" and special_token in allowed)
 
     def drops(self, code: str) -> bool:
         """Whether a row that fails with `code` is dropped and counted, not raised."""

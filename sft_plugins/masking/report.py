@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,12 @@ from sft_plugins._constants import IGNORE_INDEX
 FIRST_ROWS = 5
 PREFIX_TOKENS = 512
 PREFIX_ROWS = 10_000
+CHANGES = {
+    "continued": "the prompt and the message's own text, where the template does not render the turn behind its prompt",
+    "reasoning_inlined": "reasoning that the template does not know, put in front of the answer",
+    "reasoning_dropped": "reasoning that the template does not know, left out",
+    "greeting_untrained": "an assistant's greeting opens the conversation: context, without loss",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class MaskReport:
         role_tokens: tokens by origin; `trained` are the supervised ones.
         stop_tokens: how often each id ended a supervised run.
         longest: `(row, tokens)` of the longest rows out.
+        modes: supervised turns by the mode of the template that gives their prompt; empty where templates have one.
+        changes: turns by what was done so that they are exact, `CHANGES` says what each means.
     """
 
     rows_in: int = 0
@@ -85,6 +94,8 @@ class MaskReport:
     failures: dict[str, Failures] = field(default_factory=dict)
     longest: list[tuple[int, int]] = field(default_factory=list)
     repeated_prefixes: RepeatedPrefixes | None = None
+    modes: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -131,6 +142,12 @@ class MaskReport:
         top = np.argsort(-lengths, kind="stable")[:FIRST_ROWS]
         candidates = [*self.longest, *((int(sources[i]), int(lengths[i])) for i in top)]
         self.longest = sorted(candidates, key=lambda pair: -pair[1])[:FIRST_ROWS]
+
+    def add_turns(self, modes: Mapping[str, int], changes: Mapping[str, int], *, times: int = 1) -> None:
+        """Count what a row tells of its turns, `times` over."""
+        for counts, added in ((self.modes, modes), (self.changes, changes)):
+            for name, count in added.items():
+                counts[name] = counts.get(name, 0) + count * times
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "supervised_share": self.supervised_share}
@@ -203,6 +220,10 @@ def _table(report: MaskReport) -> Any:
         )
     stops = ", ".join(f"{name} ×{count:,}" for name, count in report.stop_tokens.items())
     add("answers end on", stops or "–")
+    if report.modes:
+        add("turns by mode", ", ".join(f"{name} ×{count:,}" for name, count in report.modes.items()))
+    for name, count in report.changes.items():
+        add(name.replace("_", " "), f"{count:,} turns: {CHANGES.get(name, '')}".rstrip(": "))
     if report.longest:
         add("longest rows", ", ".join(f"#{row}: {length:,}" for row, length in report.longest))
     prefixes = report.repeated_prefixes

@@ -70,6 +70,7 @@ FAILURES = {
     "double_bos": "M17",
     "empty_response": "M11",
     "first_label": "P7",
+    "generation_goes_on": "M26",
     "history_rewrite": "M9",
     "label_mismatch": "M2",
     "length_mismatch": "M15",

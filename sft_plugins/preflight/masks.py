@@ -78,7 +78,10 @@ def check_entry(
     check_form(source)
     masker = PromptMasker(tokenizer, stop_token_ids=stop_token_ids, **_options(entry, plan))
     masked, report = mask_rows(source, masker, advance=advance)
-    return _result(entry, source, report, masked, [*judge.host(source, tokenizer), *judge.faults(report, source)])
+    stops = [judge.finding("warning", "generation_goes_on", note) for note in masker.notes]
+    return _result(
+        entry, source, report, masked, [*judge.host(source, tokenizer), *stops, *judge.faults(report, source)]
+    )
 
 
 def _result(
@@ -96,7 +99,7 @@ def _options(entry: DataEntry, plan: Plan) -> dict[str, Any]:
     """Of `PromptMasker`: as configured where it is used, and where it is not, cutting as hosts cut, to see what is lost."""
     options: dict[str, Any] = {"max_length": plan.max_length, "chat_template": entry.chat_template, **entry.masking}
     if not entry.exact:
-        options |= {"overflow": "truncate", "special_tokens_in_content": "raise"}
+        options |= {"overflow": "truncate", "special_tokens_in_content": "raise", "thinking": "default"}
     return options | {"errors": "drop", "on_history_rewrite": options.get("on_history_rewrite", "split")}
 
 
@@ -119,6 +122,11 @@ class _Judge:
             rows = tuple(dict.fromkeys(found.first_rows))  # several documents of a packed row may share a fault
             unit = "document" if source.kind == "packed" else "row"
             yield self.finding(level, code, found.example, count=found.count, rows=rows, unit=unit)
+        if (continued := report.changes.get("continued")) and not self.entry.exact:
+            yield self.finding(
+                "error", "render_mismatch", "the template does not render these turns behind the prompt of generation.",
+                count=continued,
+            )  # fmt: skip
         if report.split_rows:
             price = (
                 f"{report.split_rows:,} conversations, whose earlier turns the template renders differently as history"

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins._options import Overflow, SpecialTokens, TrainOn
+from sft_plugins._options import Overflow, Reasoning, SpecialTokens, Thinking, TrainOn, words
 from sft_plugins.cli.ui.output import Output
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def load_masker(
     model: str,
     *,
     train_on: TrainOn,
-    special_tokens: SpecialTokens,
+    special_tokens: str,
+    thinking: Thinking,
+    reasoning: Reasoning,
     max_length: int | None,
     overflow: Overflow,
 ) -> PromptMasker:
@@ -42,8 +44,9 @@ def load_masker(
         from sft_plugins.preflight import load_tokenizer
 
         return PromptMasker(
-            load_tokenizer(model), train_on=train_on, errors="drop", special_tokens_in_content=special_tokens,
-            max_length=max_length, overflow=overflow,
+            load_tokenizer(model), train_on=train_on, errors="drop",
+            special_tokens_in_content=special_tokens if special_tokens in words(SpecialTokens) else special_tokens.split(","),
+            thinking=thinking, reasoning=reasoning, max_length=max_length, overflow=overflow,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sft_plugins._options import Overflow, SpecialTokens, TrainOn
+from sft_plugins._options import Overflow, Reasoning, Thinking, TrainOn
 
 # --- what is read -----------------------------------------------------------------------------------------------------
 
@@ -33,8 +33,22 @@ OVERFLOW = Annotated[
     ),
 ]
 SPECIAL_TOKENS = Annotated[
-    SpecialTokens,
-    typer.Option("--special-tokens-in-content", help="Whether text of the data may turn into special tokens."),
+    str,
+    typer.Option(
+        "--special-tokens-in-content",
+        help="Whether text of the data may turn into special tokens: raise, allow, or those that may, with commas between "
+        "(<filename>,<think>).",
+    ),
+]
+THINKING = Annotated[
+    Thinking,
+    typer.Option(
+        help="Prompts that a template's switches (enable_thinking) give: per turn what fits, or the default alone."
+    ),
+]
+REASONING = Annotated[
+    Reasoning,
+    typer.Option(help="Reasoning that a template does not know: refused, put before the answer, or left out."),
 ]
 
 # --- where it runs, and what is written -------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ that way, the whole prompt is tokenised and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,8 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.examples.messages import content_text
 from sft_plugins.masking.options import MaskingOptions
+from sft_plugins.masking.turns.reasoning import first_difference
+from sft_plugins.masking.turns.stop_tokens import StopTokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from sft_plugins.masking.turns.turns import Turn, TurnIds, history_rewrite, special_token_error
 
@@ -35,6 +38,9 @@ class MaskedExample:
         role_tokens: tokens by origin: `trained`; untrained ones by role; `template` for what the template adds.
         repeated_tokens: prompt tokens that an earlier row of the same conversation holds as well (the price of a split).
         lost_tokens: tokens cut off by `overflow`, of which `lost_supervised` would have carried loss.
+        turn_ends: for each supervised turn, where it ends in the row; empty where that is not known.
+        modes: supervised turns by the mode of the template that gives their prompt; empty where it has one.
+        changes: what was done so that turns are exact, counted: `continued`, `reasoning_inlined`, …
     """
 
     input_ids: list[int]
@@ -43,6 +49,9 @@ class MaskedExample:
     repeated_tokens: int = 0
     lost_tokens: int = 0
     lost_supervised: int = 0
+    turn_ends: Sequence[int] = ()
+    modes: Mapping[str, int] = field(default_factory=dict)
+    changes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,20 +69,22 @@ class _Row:
         for start, end in self.spans:
             labels[start:end] = self.input_ids[start:end]
         return MaskedExample(
-            self.input_ids, labels, role_tokens=_role_tokens(self, text), repeated_tokens=self.repeated
+            self.input_ids,
+            labels,
+            role_tokens=_role_tokens(self, text),
+            repeated_tokens=self.repeated,
+            turn_ends=[end for _, end in self.spans],
+            modes=Counter(turn.mode for turn in self.turns if turn.mode),
+            changes=Counter(change for turn in self.turns for change in turn.changes),
         )
 
 
 @dataclass(frozen=True)
 class Assembler:
-    """Turns → masked rows, with what is known of the tokenizer.
-
-    `stops`: ids that stop generation; `header_stops`: those among them that a role's header begins with (GLM).
-    """
+    """Turns → masked rows, with what is known of the tokenizer."""
 
     text: TextTokenizer
-    stops: frozenset[int]
-    header_stops: Mapping[str, int]
+    known: StopTokens
     options: MaskingOptions
 
     def rows(self, turns: list[Turn], ids: list[TurnIds]) -> Iterator[MaskedExample]:
@@ -88,10 +99,8 @@ class Assembler:
         for turn, own in zip(turns, ids, strict=True):
             prompt = own.prompt
             if row is not None and turn.added is not None:
-                following = row.pending + own.prompt
-                if (before_joined and self.text.is_safe_joint(turn.added)) or (
-                    self.text.encode([turn.prompt])[0] == row.input_ids + following
-                ):
+                following = self._following(row, turn, own.prompt, before_joined)
+                if following is not None:
                     self._end_by_header(row, following)
                     row.input_ids += following
                     self._append_response(row, turn, own.response)
@@ -110,6 +119,14 @@ class Assembler:
         if row is not None:
             yield self._finished(row)
 
+    def _following(self, row: _Row, turn: Turn, added: list[int], before_joined: bool) -> list[int] | None:
+        """Ids by which the row grows to the prompt of `turn`; None where its tokens merge with those of the row."""
+        if before_joined and not turn.at_stop and self.text.is_safe_joint(turn.added or ""):
+            return row.pending + added
+        whole = self.text.encode([turn.prompt])[0]
+        so_far = row.input_ids if turn.at_stop else row.input_ids + row.pending
+        return whole[len(row.input_ids) :] if whole[: len(so_far)] == so_far else None
+
     def _append_response(self, row: _Row, turn: Turn, response: list[int]) -> None:
         if turn.plain:
             response = self._ended(row.input_ids, turn, response)
@@ -121,11 +138,14 @@ class Assembler:
         row.turns.append(turn)
 
     def _supervised_length(self, turn: Turn, response: list[int]) -> int:
-        """How many ids of the response carry loss: those up to the first stop token behind all of the turn's text.
+        """How many ids of the response carry loss: up to the first stop token behind all of the turn's text.
 
         All of them where the template puts no stop token into the turn; `_finished` then looks at what follows.
         """
-        for end in [i + 1 for i, token in enumerate(response) if token in self.stops] or [len(response)]:
+        ends = [i + 1 for i, token in enumerate(response) if token in self.known.ids] or [len(response)]
+        # Behind the right one stands nothing but tokens of the template; a part of the turn may end on a stop of its own.
+        bare = [end for end in ends if not self._text_in(response[end:])]
+        for end in bare or ends:
             decoded = self.text.decode(response[:end])
             if not turn.response.startswith(decoded):
                 # A tokenizer that normalises Unicode gives other characters back; then the turn is compared as a whole.
@@ -134,15 +154,14 @@ class Assembler:
                 decoded = turn.response
             if first_missing(decoded, turn.message) is None:
                 return end
-        missing = first_missing(turn.response, turn.message)
-        if missing is not None:
+        if (missing := first_missing(turn.response, turn.message)) is not None:
             raise MaskingError(
                 f"{turn.where}: the chat template does not render {missing[:60]!r} of the data.",
                 code="content_lost",
                 remedy="The template drops or rewrites this part (reasoning, tool calls, a list of parts?). Pass a "
                 "`chat_template` that renders it, or take it out of the data.",
             )
-        raise _missing_stop(turn, f"the last of its text comes after its last stop token: {turn.response[-60:]!r}")
+        raise self._missing_stop(turn, f"the last of its text comes after its last stop token: {turn.response[-60:]!r}")
 
     def _ended(self, prompt: list[int], turn: Turn, response: list[int]) -> list[int]:
         """The response of a pair, which ends on one stop token: the one its text ends with, or EOS appended.
@@ -158,18 +177,24 @@ class Assembler:
         text = self.text
         if not text.decodes_to(response, turn.response):
             raise self._boundary_error(turn, response)
-        ends_itself = bool(response) and response[-1] in self.stops
-        body = response[:-1] if ends_itself else response
-        if not text.decode(body).strip():
+        body = response[:-1] if response and response[-1] in self.known.ids else response
+        for token in body:
+            if token in text.special_ids and not self.options.allows(text.decode([token])):
+                raise special_token_error(text.decode([token]), turn.where, self.known, text)
+        # Where the text ends, stop tokens and white space behind it left aside; decoded from there, as bytes may need others.
+        last = next((i for i in range(len(body) - 1, -1, -1) if self._text_in(body[i:])), None)
+        if last is None:
             raise MaskingError(
                 "the response is empty.",
                 code="empty_response",
                 remedy='Remove the row; {errors:errors="drop"} drops such rows and counts them.',
             )
-        special = next((token for token in body if token in text.special_ids), None)
-        if special is not None and self.options.special_tokens_in_content == "raise":
-            raise special_token_error(text.decode([special]), turn.where)
-        return response if ends_itself else [*body, self._end_of_sequence()]
+        stop = next((i for i in range(last + 1, len(response)) if response[i] in self.known.ids), None)
+        return [*response, self._end_of_sequence()] if stop is None else response[: stop + 1]
+
+    def _text_in(self, ids: list[int]) -> bool:
+        """Whether `ids` hold more than special tokens and white space."""
+        return bool(self.text.decode([token for token in ids if token not in self.text.special_ids]).strip())
 
     def _end_of_sequence(self) -> int:
         given = tuple(self.options.stop_token_ids or ())
@@ -188,26 +213,36 @@ class Assembler:
 
     def _end_by_header(self, row: _Row, following: list[int]) -> None:
         """A turn without a stop token of its own is ended by the header that follows, if that begins with one (GLM)."""
-        if row.input_ids[-1] in self.stops:
+        if row.input_ids[-1] in self.known.ids:
             return
-        if row.pending or following[0] not in self.stops:
-            raise _missing_stop(row.turns[-1], f"what follows is {self.text.decode(following[:3])!r}")
+        if not following or following[0] not in self.known.ids:
+            raise self._missing_stop(row.turns[-1], f"what follows is {self.text.decode(following[:3])!r}")
         start, end = row.spans[-1]
         row.spans[-1] = (start, end + 1)
 
     def _finished(self, row: _Row) -> MaskedExample:
-        if row.input_ids[-1] not in self.stops:
+        if row.input_ids[-1] not in self.known.ids:
             turn = row.turns[-1]
             messages = turn.conversation.messages
             following = messages[turn.index + 1]["role"] if turn.index + 1 < len(messages) else ""
-            if following not in self.header_stops:
+            if following not in self.known.headers:
                 following = "tool" if turn.message.get("tool_calls") else "user"
-            if following not in self.header_stops:
-                raise _missing_stop(turn, f"it ends with {turn.response[-40:]!r}")
+            if following not in self.known.headers:
+                raise self._missing_stop(turn, f"it ends with {turn.response[-40:]!r}")
             start, end = row.spans[-1]
-            row.input_ids = [*row.input_ids, self.header_stops[following]]
+            row.input_ids = [*row.input_ids, self.known.headers[following]]
             row.spans[-1] = (start, end + 1)
         return row.masked(self.text)
+
+    def _missing_stop(self, turn: Turn, got: str) -> MaskingError:
+        named = ", ".join(f"{token} {self.text.decode([token])!r}" for token in self.known.candidates)
+        return MaskingError(
+            f"{turn.where} renders without a token that stops generation; {got}."
+            + (f" Ids that could stop it: {named}." if named else ""),
+            code="missing_stop",
+            remedy="A model trained on this never stops. {stop_tokens:Pass the model's `stop_token_ids` (the EOS ids of its "
+            "generation config)}, or a `chat_template` that ends assistant turns with the EOS token.",
+        )
 
     def _boundary_error(self, turn: Turn, ids: list[int]) -> MaskingError:
         """Why `ids` are not the tokens of the response: a character without a token, or text altered at the boundary."""
@@ -219,9 +254,7 @@ class Assembler:
                 remedy="Use a tokenizer that covers the text (byte fallback), or clean the text.",
             )
         got = self.text.decode(ids)
-        parted = next(
-            (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
-        )
+        parted = first_difference(got, expected)
         return MaskingError(
             f"{turn.where}: its ids do not decode to its text: at character {parted} they give "
             f"{got[parted : parted + 30]!r}, the text has {expected[parted : parted + 30]!r}.",
@@ -229,15 +262,6 @@ class Assembler:
             remedy="This tokenizer cannot continue the prompt exactly here; move white space to the other side of the "
             "boundary, or use the model's fast tokenizer.",
         )
-
-
-def _missing_stop(turn: Turn, got: str) -> MaskingError:
-    return MaskingError(
-        f"{turn.where} renders without a token that stops generation; {got}.",
-        code="missing_stop",
-        remedy="A model trained on this never stops. {stop_tokens:Pass the model's `stop_token_ids` (the EOS ids of its "
-        "generation config)}, or a `chat_template` that ends assistant turns with the EOS token.",
-    )
 
 
 def _role_tokens(row: _Row, text: TextTokenizer) -> dict[str, int]:

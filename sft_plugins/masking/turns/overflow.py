@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.checks import supervised_runs
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.labels import MaskedExample
 
@@ -30,12 +34,7 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
         return None
     cut = limit
     if options.overflow == "keep_turns":
-        # A supervised run that goes on across the limit is a turn that does not fit.
-        ends = [i for i in range(limit, 0, -1) if example.labels[i - 1] != IGNORE_INDEX]
-        if ends and ends[0] == limit and example.labels[limit] != IGNORE_INDEX:
-            start = next(i for i in range(limit, -1, -1) if example.labels[i - 1] == IGNORE_INDEX)
-            ends = [i for i in ends if i <= start]
-        cut = ends[0] if ends else 0
+        cut = max((end for end in _turn_ends(example) if end <= limit), default=0)
     kept = sum(label != IGNORE_INDEX for label in example.labels[:cut])
     if not kept:
         errors.append(
@@ -53,6 +52,12 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
         input_ids=example.input_ids[:cut],
         labels=example.labels[:cut],
         role_tokens={"trained": kept, "untrained": cut - kept},
+        turn_ends=[end for end in example.turn_ends if end <= cut],
         lost_tokens=length - cut,
         lost_supervised=supervised - kept,
     )
+
+
+def _turn_ends(example: MaskedExample) -> Sequence[int]:
+    """Where supervised turns end. Of rows tokenised elsewhere only runs of labels are known, which may hold several turns."""
+    return example.turn_ends or supervised_runs(np.asarray(example.labels))[:, 1].tolist()

@@ -12,7 +12,8 @@ tokens after it; nothing is guessed from the names of tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import GenerationConfig
@@ -26,11 +27,26 @@ from sft_plugins.masking.turns.tokenizer import TextTokenizer
 _QUESTION, _ANSWER, _NEXT = "Zquestionq", "Zanswerq", "Znextq"
 
 
-def find_stop_tokens(
-    text: TextTokenizer, renderer: ChatRenderer, given: Iterable[int] | None
-) -> tuple[frozenset[int], dict[str, int]]:
-    """Ids that stop generation (`given` in place of the configured ones), and for the roles `user` and `tool` the one
-    among them, if any, that their header begins with.
+@dataclass(frozen=True)
+class StopTokens:
+    """Ids that stop generation.
+
+    Attributes:
+        headers: for the roles `user` and `tool` the one of `ids`, if any, that their header begins with.
+        unconfirmed: those of `ids` that end the template's turns, while neither EOS nor a generation config names them.
+        candidates: special tokens that end the template's turns or begin what follows them, none of `ids`.
+        structural: special tokens that begin or end a text or a turn: `ids`, BOS, and what the template writes itself.
+    """
+
+    ids: frozenset[int]
+    headers: Mapping[str, int] = field(default_factory=dict)
+    unconfirmed: tuple[int, ...] = ()
+    candidates: tuple[int, ...] = ()
+    structural: frozenset[int] = frozenset()
+
+
+def find_stop_tokens(text: TextTokenizer, renderer: ChatRenderer, given: Iterable[int] | None) -> StopTokens:
+    """Ids that stop generation, `given` in place of the configured ones.
 
     Raises:
         MaskingError: `id_out_of_range` for given ids that are not in the vocabulary.
@@ -44,9 +60,12 @@ def find_stop_tokens(
                 remedy="Pass ids of this tokenizer, for example tokenizer.convert_tokens_to_ids('<|im_end|>').",
             )
     stops = set(_configured(text.tokenizer) if given is None else given)
+    configured = frozenset(stops)
     headers: dict[str, int] = {}
+    candidates: list[int] = []
+    structural = configured | {i for i in (text.tokenizer.bos_token_id, text.tokenizer.eos_token_id) if i is not None}
     if not renderer.available:
-        return frozenset(stops), headers
+        return StopTokens(configured, structural=structural)
     for role, answer in (("user", {"content": _ANSWER}), ("tool", {"tool_calls": [_call()]})):
         turn: Message = {"role": "assistant", **answer}
         ids = _special_after_answer(text, renderer, [turn])
@@ -56,34 +75,68 @@ def find_stop_tokens(
         if not stops.intersection(ids):
             following = _special_after_answer(text, renderer, [turn, {"role": role, "content": _NEXT}])
             header = following[len(ids) : len(ids) + 1]
+            candidates += ids[-1:] + header
             if stops.intersection(header):
                 headers[role] = header[0]
-    return frozenset(stops), headers
+    return StopTokens(
+        frozenset(stops),
+        headers,
+        unconfirmed=tuple(sorted(stops - configured)),
+        candidates=tuple(token for token in dict.fromkeys(candidates) if token not in stops),
+        structural=structural | stops | _written_by(text, renderer),
+    )
 
 
 def _special_after_answer(text: TextTokenizer, renderer: ChatRenderer, turns: list[Message]) -> list[int]:
     """Ids of the special tokens between the answer and what follows it."""
-    messages = [{"role": "user", "content": _QUESTION}, *turns]
+    rendered = _rendered(renderer, [{"role": "user", "content": _QUESTION}, *turns])
+    _, answered, after = rendered.rpartition(_ANSWER)
+    after = after.partition(_NEXT)[0]
+    return [token for token in text.encode([after])[0] if token in text.special_ids] if answered else []
+
+
+def _written_by(text: TextTokenizer, renderer: ChatRenderer) -> set[int]:
+    """Ids of the special tokens that the template itself writes around messages and calls."""
+    question: Message = {"role": "user", "content": _QUESTION}
+    answer: Message = {"role": "assistant", "content": _ANSWER}
+    call: Message = {"role": "assistant", "tool_calls": [_call()]}
+    system: Message = {"role": "system", "content": _NEXT}
+    rendered = [
+        _rendered(renderer, form) for form in ([question, answer], [question, call], [system, question, answer])
+    ]
+    return {token for ids in text.encode(rendered) for token in ids if token in text.special_ids}
+
+
+def _rendered(renderer: ChatRenderer, messages: list[Message]) -> str:
+    """The rendering of `messages`, in the form that the template takes; empty where it takes none."""
     # Templates of multimodal models take content as a list of parts, others as a string, some both.
     for form in (messages, [_in_parts(message) for message in messages]):
         try:
             rendered = renderer.render(form, Conversation(form, []), generation_prompt=False)
-        except MaskingError:  # not this form, or no tool calls in this template: there is no such end of turn
+        except MaskingError:  # not this form, or no such message in this template
             continue
-        _, answered, after = rendered.rpartition(_ANSWER)
-        if answered:
-            after = after.partition(_NEXT)[0]
-            return [token for token in text.encode([after])[0] if token in text.special_ids]
-    return []
+        if _ANSWER in rendered:
+            return rendered
+    return ""
 
 
 def _configured(tokenizer: Any) -> list[int]:
+    """The tokenizer's EOS, and the EOS ids of the generation config in its folder, or in the hub's cache for a hub id."""
     found = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    folder = str(getattr(tokenizer, "name_or_path", "") or "")
-    if os.path.isfile(os.path.join(folder, "generation_config.json")):
-        eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-        found += eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return found
+    name = str(getattr(tokenizer, "name_or_path", "") or "")
+    if not name or (os.path.isdir(name) and not os.path.isfile(os.path.join(name, "generation_config.json"))):
+        return found
+    try:
+        config = GenerationConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):  # not in the cache; nothing is downloaded for it
+        return found
+    return found + eos_ids(config)
+
+
+def eos_ids(config: Any) -> list[int]:
+    """The EOS ids of a generation config, which holds one, several or none."""
+    eos = config.eos_token_id
+    return list(eos) if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
 
 
 def _in_parts(message: Message) -> Message:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,10 +133,9 @@ class TextTokenizer:
         starts = [match.start() for match in self._added_pattern.finditer(text) if match.group() in self._safe]
         return starts[-1] if starts else None
 
-    def find_special(self, text: str) -> str | None:
-        """The first special token that `text` would be tokenised to, or None."""
-        match = self._special_pattern.search(text) if self._special_pattern else None
-        return None if match is None else match.group()
+    def special_in(self, text: str) -> Iterator[str]:
+        """The special tokens that `text` would be tokenised to, in order."""
+        return (match.group() for match in self._special_pattern.finditer(text)) if self._special_pattern else iter(())
 
     def definition(self) -> str:
         """Everything that decides how this tokenizer tokenises, as text; what earlier calls left switched on excluded."""

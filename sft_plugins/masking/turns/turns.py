@@ -6,6 +6,7 @@
 
 `added` is what a turn's prompt appends to the row so far; None where the prompt does not go on from it, because the template
 renders the earlier turns differently once they are history. A new row begins there. A pair is one turn without a template.
+Only what stands up to a turn's stop token counts: Phi-3 writes its EOS behind the last turn alone, and rewrites nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.examples.formats import Conversation, TextPair
-from sft_plugins.masking.examples.messages import Message, check_text, leaves, other_texts
+from sft_plugins.masking.examples.messages import Message, check_text, leaves, other_texts, reasoning_texts
 from sft_plugins.masking.options import MaskingOptions
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.turns.modes import Choice, Modes, ModeTexts, choose_mode
+from sft_plugins.masking.turns.reasoning import (
+    dropped,
+    first_difference,
+    inlined,
+)
+from sft_plugins.masking.turns.stop_tokens import StopTokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 
@@ -26,7 +34,11 @@ from sft_plugins.masking.turns.tokenizer import TextTokenizer
 class Turn:
     """Texts of one supervised turn, `conversation.messages[index]`; see the module's first lines.
 
-    `plain`: no template shapes it, so its prompt gets what `tokenizer(prompt)` puts there, and its response an end.
+    Attributes:
+        plain: no template shapes it, so its prompt gets what `tokenizer(prompt)` puts there, and its response an end.
+        at_stop: `added` goes on from the stop token of the turn before; what the template wrote behind that is left out.
+        mode: switches of the template that give its prompt; empty where the template has one mode.
+        changes: what was done so that the turn is exact, by name: `continued`, `reasoning_inlined`, …
     """
 
     conversation: Conversation
@@ -35,6 +47,9 @@ class Turn:
     response: str
     added: str | None
     plain: bool = False
+    at_stop: bool = False
+    mode: str = ""
+    changes: tuple[str, ...] = ()
 
     @property
     def message(self) -> Message:
@@ -57,15 +72,15 @@ class TurnIds(NamedTuple):
 
 
 def plan_turns(
-    conversation: Conversation, renderer: ChatRenderer, text: TextTokenizer, options: MaskingOptions
+    conversation: Conversation, modes: Modes, text: TextTokenizer, known: StopTokens, options: MaskingOptions
 ) -> list[Turn]:
     """The supervised turns of `conversation`, in order.
 
     Raises:
         MaskingError: `bad_schema` without a chat template, `no_supervised_tokens`, `empty_response`, `no_prompt`,
-            `special_token_in_content`, `template_error`, `render_mismatch`, `history_rewrite`.
+            `special_token_in_content`, `template_error`, `render_mismatch`, `content_lost`, `history_rewrite`.
     """
-    if not renderer.available:
+    if not modes.renderer.available:
         raise MaskingError(
             "the row is a conversation, but the tokenizer has no chat template.",
             code="bad_schema",
@@ -74,21 +89,61 @@ def plan_turns(
     indices = [index for index, trained in enumerate(conversation.trainable) if trained]
     if options.train_on == "last":
         indices = indices[-1:]
-    _check_messages(conversation, indices, text, options)
+    greeting = indices[:1] == [0] and len(indices) > 1  # nothing prompts it: it is context of what follows
+    indices = indices[greeting:]
+    _check_messages(conversation, indices, text, known, options)
+    found = modes.of(conversation)
+    texts = ModeTexts(modes.renderer, conversation, indices, found[0])
+    choices = [choose_mode(texts, found, index) for index in indices]
+    changed: dict[int, str] = {}
+    if any(choice is None for choice in choices):
+        keyed = [i for i, message in enumerate(conversation.messages[: indices[-1] + 1]) if reasoning_texts(message)]
+        if options.reasoning == "raise":
+            raise _unknown_reasoning(keyed[0])
+        conversation = (inlined if options.reasoning == "inline" else dropped)(conversation, keyed)
+        changed = dict.fromkeys(keyed, "reasoning_inlined" if options.reasoning == "inline" else "reasoning_dropped")
+        _check_not_empty(conversation, indices)
+        texts = ModeTexts(modes.renderer, conversation, indices, found[0])
+        choices = [choose_mode(texts, found, index) for index in indices]
     turns: list[Turn] = []
-    before = None  # the text of the row so far, the last response and what the template adds after it included
-    for index, prompt, full in renderer.turns(conversation, indices):
-        if not full.startswith(prompt):
-            raise _render_mismatch(index, prompt, full)
-        added = prompt[len(before) :] if before is not None and prompt.startswith(before) else None
+    before: Choice | None = None
+    for index, choice in zip(indices, choices, strict=True):
+        if choice is None:
+            raise _unknown_reasoning(index)
+        added, at_stop = _added(before, choice, turns, text, known)
         if before is not None and added is None and options.on_history_rewrite == "raise":
             raise history_rewrite(index, "the template renders the turns before it differently once they are history")
-        turns.append(Turn(conversation, index, prompt, full[len(prompt) :], added))
-        before = full
+        changes = [*choice.changes, *([changed[index]] if index in changed else [])]
+        if greeting and not turns:
+            changes.append("greeting_untrained")
+        turns.append(
+            Turn(
+                texts.conversation(choice.mode), index, choice.prompt, choice.response, added, at_stop=at_stop,
+                mode=choice.mode.name if len(found) > 1 else "", changes=tuple(changes),
+            )
+        )  # fmt: skip
+        before = choice
     return turns
 
 
-def plan_pair(pair: TextPair, text: TextTokenizer, options: MaskingOptions) -> list[Turn]:
+def _added(
+    before: Choice | None, choice: Choice, turns: list[Turn], text: TextTokenizer, known: StopTokens
+) -> tuple[str | None, bool]:
+    """What the prompt adds to the row so far, and whether it does so right behind the last stop token."""
+    if before is None or not choice.prompt.startswith(before.prompt):
+        return None, False
+    if choice.prompt.startswith(before.full):
+        return choice.prompt[len(before.full) :], False
+    start = len(before.prompt)
+    same = first_difference(choice.prompt[start:], before.response)
+    for stop in (text.decode([token]) for token in known.ids):
+        end = before.response.find(stop) + len(stop)
+        if len(stop) <= end <= same and first_missing(before.response[:end], turns[-1].message) is None:
+            return choice.prompt[start + end :], True
+    return None, False
+
+
+def plan_pair(pair: TextPair, text: TextTokenizer, known: StopTokens, options: MaskingOptions) -> list[Turn]:
     """The one turn of a prompt and a response that are trained as they stand.
 
     Raises:
@@ -96,11 +151,8 @@ def plan_pair(pair: TextPair, text: TextTokenizer, options: MaskingOptions) -> l
     """
     check_text(pair.prompt, "the prompt")
     check_text(pair.response, "the response")
-    if options.special_tokens_in_content == "raise":
-        # A BOS in front is what `tokenizer(prompt)` would put there itself.
-        found = text.find_special(pair.prompt.removeprefix(text.tokenizer.bos_token or ""))
-        if found is not None:
-            raise special_token_error(found, "the prompt")
+    # A BOS in front is what `tokenizer(prompt)` would put there itself.
+    _check_special(pair.prompt.removeprefix(text.tokenizer.bos_token or ""), "the prompt", text, known, options)
     messages = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.response}]
     return [Turn(Conversation(messages, [False, True]), 1, pair.prompt, pair.response, added=None, plain=True)]
 
@@ -167,17 +219,31 @@ def history_rewrite(index: int, why: str) -> MaskingError:
     )
 
 
-def special_token_error(found: str, where: str) -> MaskingError:
+def special_token_error(found: str, where: str, known: StopTokens, text: TextTokenizer) -> MaskingError:
+    remedy = (
+        "Clean the data: such text can forge a turn. "
+        '{special_tokens_in_content:special_tokens_in_content="allow"} trains it as it stands.'
+    )
+    if text.special[found] not in known.structural:
+        remedy = (
+            f"It begins and ends no turn, so decide: {{special_token:special_tokens_in_content=[{found!r}]}} trains it as that "
+            "token, or clean the data."
+        )
     return MaskingError(
         f"{where} holds the text of the special token {found!r}, which would be tokenised as that token.",
         code="special_token_in_content",
-        remedy="Clean the data: such text can forge a turn. "
-        '{special_tokens_in_content:special_tokens_in_content="allow"} trains it as it stands.',
+        remedy=remedy,
     )
 
 
+def _check_special(content: str, where: str, text: TextTokenizer, known: StopTokens, options: MaskingOptions) -> None:
+    for found in text.special_in(content):
+        if not options.allows(found):
+            raise special_token_error(found, where, known, text)
+
+
 def _check_messages(
-    conversation: Conversation, indices: list[int], text: TextTokenizer, options: MaskingOptions
+    conversation: Conversation, indices: list[int], text: TextTokenizer, known: StopTokens, options: MaskingOptions
 ) -> None:
     messages = conversation.messages
     if not indices:
@@ -192,35 +258,32 @@ def _check_messages(
             code="no_prompt",
             remedy='Give that message "train": false, or remove it.',
         )
+    _check_not_empty(conversation, indices)
+    places = [
+        (f"message {index} ({message['role']})", [conversation.texts[index], *other_texts(message)])
+        for index, message in enumerate(messages[: indices[-1] + 1])
+    ]
+    places += [("`tools`", leaves(conversation.tools))]
+    places += [("`chat_template_kwargs`", leaves(conversation.template_kwargs))]
+    for where, texts in places:
+        _check_special("\0".join(texts), where, text, known, options)
+
+
+def _check_not_empty(conversation: Conversation, indices: list[int]) -> None:
     for index in indices:
-        message = messages[index]
+        message = conversation.messages[index]
         if not message.get("tool_calls") and not conversation.texts[index].strip("\0 \t\r\n"):
             raise MaskingError(
                 f"message {index} (assistant) is empty.",
                 code="empty_response",
                 remedy='Remove it, or give it "train": false; {errors:errors="drop"} drops such rows and counts them.',
             )
-    if options.special_tokens_in_content == "raise":
-        places = [
-            (f"message {index} ({message['role']})", [conversation.texts[index], *other_texts(message)])
-            for index, message in enumerate(messages[: indices[-1] + 1])
-        ]
-        places += [("`tools`", leaves(conversation.tools))]
-        places += [("`chat_template_kwargs`", leaves(conversation.template_kwargs))]
-        for where, texts in places:
-            found = text.find_special("\0".join(texts))
-            if found is not None:
-                raise special_token_error(found, where)
 
 
-def _render_mismatch(index: int, prompt: str, full: str) -> MaskingError:
-    same = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+def _unknown_reasoning(index: int) -> MaskingError:
     return MaskingError(
-        f"the template renders message {index} (assistant) so that it does not begin with the prompt that generation "
-        f"would be given: they part at character {same}, prompt {prompt[same : same + 40]!r}, "
-        f"with the turn {full[same : same + 40]!r}.",
-        code="render_mismatch",
-        remedy="{chat_template_kwargs:Pass the `chat_template_kwargs`} that generation will use (enable_thinking, say), "
-        "give the data the reasoning that the template expects, or "
-        "{a_chat_template:pass a `chat_template`} that renders both alike.",
+        f"message {index} (assistant): the chat template does not render the reasoning of the data.",
+        code="content_lost",
+        remedy='Choose {reasoning:reasoning="inline" (in front of the answer, in <think> tags) or reasoning="drop" (counted)}, '
+        "or {a_chat_template:pass a `chat_template`} that renders it.",
     )

@@ -3,6 +3,8 @@
 Written from the contract alone, with nothing but `apply_chat_template`, `tokenizer.__call__` and `decode`. For every
 supervised turn k:
 
+0. Mode          of the generation prompts that the template's switches give, the one that the rendered turn goes on from;
+                 of several the longest; where none, the prompt and the message's own text behind it (continuation)
 1. Parity        ids before the run == apply_chat_template(messages[:k], add_generation_prompt=True, tokenize=True)
 2. Coverage      the run decodes to what the template renders for the turn, from there to a stop token, and holds the
                  content, reasoning and tool calls of the data verbatim but for whitespace at their ends
@@ -63,6 +65,8 @@ class Turn:
     borrowed: bool = False
     codes: frozenset[str] = frozenset()
     why: str = ""
+    mode: tuple[tuple[str, Any], ...] = ()
+    continued: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +197,110 @@ def trainable(messages: Sequence[dict[str, Any]], train_on: str = "all") -> list
         i for i, m in enumerate(messages)
         if m["role"] == "assistant" and m.get("weight") in (None, 1, 1.0) and m.get("train") in (None, True)
     ]  # fmt: skip
-    return indices[-1:] if train_on == "last" else indices
+    indices = indices[-1:] if train_on == "last" else indices
+    # An assistant that opens the conversation is context: nothing prompts it.
+    return indices[1:] if indices[:1] == [0] and len(indices) > 1 else indices
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modes of a template, and turns that it does not render after their prompt
+# ---------------------------------------------------------------------------------------------------------------------
+
+SWITCHES = ("enable_thinking", "thinking")
+_OPEN, _CLOSED = re.compile(r"<think>\s*$"), re.compile(r"</think>\s*$")
+
+
+def modes(tokenizer: Any, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Values of the template's switches to try, none of them first; the user's own decide alone."""
+    template = tokenizer.get_chat_template(None, row.get("tools") or None)
+    names = [name for name in SWITCHES if re.search(rf"\b{name}\b", template)]
+    if any(name in (row.get("chat_template_kwargs") or {}) for name in names):
+        return [{}]
+    return [{}, *({name: value} for name in names for value in (False, True))]
+
+
+def in_mode(row: dict[str, Any], mode: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), **mode}} if mode else row
+
+
+def thoughts(message: dict[str, Any]) -> str:
+    """The reasoning of a message, inline or under a key, or ""."""
+    return "".join(spellings[0] for what, spellings in pieces(message) if what in _REASONING)
+
+
+_REASONING = ("inline reasoning", "reasoning_content", "reasoning", "thinking")
+
+
+def chosen_mode(tokenizer: Any, row: dict[str, Any], k: int) -> tuple[dict[str, Any], str | None]:
+    """The mode that turn `k` belongs to, and its own text where its rendering goes on from no prompt of the template."""
+    messages, message = row["messages"], row["messages"][k]
+    found: list[tuple[bool, int, dict[str, Any]]] = []
+    own: list[tuple[bool, dict[str, Any], str]] = []
+    for mode in modes(tokenizer, row):
+        switched = in_mode(row, mode)
+        try:
+            prompt = render(tokenizer, messages[:k], switched, generation=True)
+            full = render(tokenizer, messages[: k + 1], switched, generation=False)
+        except Exception:
+            if not mode:
+                raise
+            continue
+        wrong_kind = bool(_CLOSED.search(prompt)) if thoughts(message) else bool(_OPEN.search(prompt))
+        text = own_text(prompt, full, message)
+        if text is not None:
+            own.append((wrong_kind, mode, text))
+        if not full.startswith(prompt):
+            continue
+        if any(what in _REASONING for what in missing_pieces(message, full[len(prompt) :])):
+            continue
+        try:
+            header = len(prompt) - len(render(tokenizer, messages[:k], switched, generation=False))
+        except Exception:
+            header = 0
+        found.append((wrong_kind, -header, mode))
+    if found:
+        return min(found, key=lambda one: one[:2])[2], None
+    return min(own, key=lambda one: one[0])[1:] if own else ({}, None)
+
+
+def own_text(prompt: str, full: str, message: dict[str, Any]) -> str | None:
+    """What generation has to emit after `prompt` where the template does not render it there; None where nothing may.
+
+    A prompt that opens a thought is followed by the message's reasoning, one that closes it by its answer alone.
+    """
+    same = 0
+    while same < min(len(prompt), len(full)) and prompt[same] == full[same]:
+        same += 1
+    rest = full[same:]
+    if re.sub(r"</?think>|\s", "", prompt[same:]):
+        return None
+    thought = thoughts(message)
+    if _CLOSED.search(prompt) and not thought and prompt[same:]:
+        return rest
+    content = text_of(message.get("content"))
+    inline = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, flags=re.DOTALL)
+    if not thought or _CLOSED.search(prompt):
+        return None
+    answer = (inline[2] if inline else content).strip()
+    before, found, behind = rest.partition(answer) if answer else ("", "", rest.lstrip())
+    if before.strip():
+        return None
+    if _OPEN.search(prompt):
+        space = prompt[len(prompt.rstrip()) :]
+        if inline and not any(isinstance(message.get(key), str) for key in _REASONING[1:]):
+            gap = inline[2][: len(inline[2]) - len(inline[2].lstrip())]
+            return inline[1].lstrip() + "</think>" + gap + found + behind
+        return thought + space + "</think>" + 2 * space + found + behind
+    if inline and not prompt[same:]:
+        return content.lstrip() + behind if content.lstrip().startswith("<think>") else None
+    return None
 
 
 def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Turn:
     messages, message = row["messages"], row["messages"][k]
     try:
+        mode, own = chosen_mode(tokenizer, row, k)
+        row = in_mode(row, mode)
         prompt = render(tokenizer, messages[:k], row, generation=True)
         full = render(tokenizer, messages[: k + 1], row, generation=False)
         ids = prompt_ids(tokenizer, messages[:k], row)
@@ -207,6 +309,8 @@ def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Tur
     ) as error:  # whatever a template throws: the row cannot be rendered, so nothing can be generated from it
         why = f"turn {k}: the template raises {type(error).__name__}: {error}"
         return Turn(index=k, codes=frozenset({"template_error", "bad_schema"}), why=why)
+    if own is not None:
+        full = prompt + own
     lost = missing_pieces(message, full[len(prompt) :] if full.startswith(prompt) else full)
     if not full.startswith(prompt):
         codes = {"render_mismatch", *({"content_lost"} if lost else ())}
@@ -236,7 +340,10 @@ def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Tur
             codes.add("boundary")  # a masker may notice this first
         return Turn(index=k, codes=frozenset(codes), why=f"turn {k}: {sorted(codes)} {lost} in {rest[-80:]!r}")
     ordered = tuple(sorted(set(responses), key=len))
-    return Turn(index=k, prompt=prompt, prompt_ids=ids, responses=ordered, borrowed=bool(borrowed))
+    return Turn(
+        index=k, prompt=prompt, prompt_ids=ids, responses=ordered, borrowed=bool(borrowed),
+        mode=tuple(mode.items()), continued=own is not None,
+    )  # fmt: skip
 
 
 def next_header_stop(tokenizer: Any, row: dict[str, Any], k: int, full: str, stop_ids: set[int]) -> str:
@@ -377,9 +484,6 @@ def _refusals(tokenizer: Any, row: dict[str, Any], stop_ids: set[int], train_on:
             why.append(expected.why)
             must = True
             continue
-        if expected.borrowed:
-            codes.add("missing_stop")
-            why.append(f"turn {k}: its stop token is the next message's")
         if not tokenizable(tokenizer, expected):
             codes |= {"boundary"}
             why.append(f"turn {k}: the tokenizer does not give {expected.responses[0][-60:]!r} back")
@@ -488,10 +592,10 @@ def _check_row(
 def _belongs(tokenizer: Any, row: dict[str, Any], text: str) -> bool:
     """Whether `text` opens a rendering of the conversation (decoding may drop the very first space)."""
     messages = row["messages"]
-    for k in range(len(messages), 0, -1):
+    for k, mode in itertools.product(range(len(messages), 0, -1), modes(tokenizer, row)):
         for generation in (False, True):
             try:
-                full = render(tokenizer, messages[:k], row, generation=generation)
+                full = render(tokenizer, messages[:k], in_mode(row, mode), generation=generation)
             except Exception:  # a prefix that cannot be rendered proves nothing
                 continue
             if full.startswith((text, text.lstrip(" "))) or full.replace(" ", "").startswith(text.replace(" ", "")):

@@ -32,7 +32,7 @@ from typing import Any
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend, SentencePieceExtractor
 
 KINDS = (
@@ -336,8 +336,18 @@ def _tokenizer_for_template(name: str) -> Any:
 
 
 def tokenizer_for_template(name: str) -> Any:
-    """A fresh tokenizer for TRL's template `name`, its EOS as in the checkpoints that ship it."""
-    return copy.deepcopy(_tokenizer_for_template(name))
+    """A fresh tokenizer for TRL's template `name`, EOS and generation config as in the checkpoints that ship it."""
+    tokenizer = copy.deepcopy(_tokenizer_for_template(name))
+    tokenizer.name_or_path = _checkpoint(name)
+    return tokenizer
+
+
+@functools.cache
+def _checkpoint(name: str) -> str:
+    """A folder with the generation config of the checkpoints that carry template `name`."""
+    folder = tempfile.mkdtemp(prefix="testkit-")
+    GenerationConfig(eos_token_id=sorted(stop_ids_for_template(name))).save_pretrained(folder)
+    return folder
 
 
 def stop_ids_for_template(name: str) -> set[int]:
