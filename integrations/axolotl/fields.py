@@ -36,6 +36,9 @@ _MEANINGLESS = (
     "conversation",
 )
 
+# Axolotl's own, where an entry maps properties of messages and names no roles.
+_ROLES = {"user": ["human"], "assistant": ["gpt"]}
+
 
 @dataclass(frozen=True)
 class RowFields:
@@ -70,7 +73,8 @@ class RowFields:
         thinking = entry.get("field_thinking")
         if thinking:
             properties[entry.get("template_thinking_key") or "reasoning_content"] = thinking
-        roles = {source: target for target, sources in (entry.get("roles") or {}).items() for source in sources}
+        named = entry.get("roles") or (_ROLES if entry.get("message_property_mappings") else {})
+        roles = {source: target for target, sources in named.items() for source in sources}
         return cls(
             messages=entry.get("field_messages"),
             system=entry.get("field_system"),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sft_plugins.errors import AssetError
 from sft_plugins.masking import MaskReport, PromptMasker, check_masks
 from sft_plugins.preflight.data.documents import with_lengths
 from sft_plugins.preflight.data.source import Source, check_form, mask_rows, open_data
@@ -62,6 +63,10 @@ def check_entry(
     source = open_data(entry.path, split=entry.split)
     if entry.select is not None:
         source = source.select(entry.select(source.count()))
+        if next(source.rows(), None) is None:
+            raise AssetError(
+                f"{entry.where}: {entry.path} has no row in its shard.", code="no_rows", remedy="Use fewer shards."
+            )
     if limit is not None:
         source = source.first(limit)
     if entry.rename is not None:

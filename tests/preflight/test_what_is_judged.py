@@ -166,6 +166,26 @@ def test_trls_steps(keys: dict[str, Any], steps: int, tmp_path: Path) -> None:
     assert verdict.cost.steps == steps
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"entry": {"shards": 4, "shards_idx": 9}}, "shards_idx: 9"),
+        ({"entry": {"shards": 300, "shards_idx": 299}}, "no row in its shard"),
+        ({"chat_template": "jinja"}, "without `chat_template_jinja:`"),
+    ],
+)
+def test_shards_and_templates_that_are_not_there_are_refused(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match=words):
+        verdict_of(tmp_path, **keys)
+
+
+def test_sharegpt_roles_are_axolotls_where_properties_are_mapped(tmp_path: Path) -> None:
+    rows = [{"turns": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}] * 3
+    entry = {"field_messages": "turns", "message_property_mappings": {"role": "from", "content": "value"}}
+    verdict = verdict_of(tmp_path, rows=rows, entry=entry)
+    assert verdict.colour == "green", told(verdict)
+
+
 # --- what is no supervised fine-tuning, or written in words of the host -----------------------------------------------
 
 PAIRS = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3

@@ -85,6 +85,12 @@ def template_of(entry: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[str 
         return read_text(text) if _is_file(text) else str(text), False
     if choice == "tokenizer_default":
         return None, False
+    if choice == "jinja":
+        raise AssetError(
+            "`chat_template: jinja` without `chat_template_jinja:`.",
+            code="bad_config",
+            remedy="Give its text or file.",
+        )
     try:
         from axolotl.utils.chat_templates import get_chat_template
     except ImportError:

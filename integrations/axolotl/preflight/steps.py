@@ -24,6 +24,12 @@ def sharded(entry: Mapping[str, Any], data: Mapping[str, Any], path: str) -> Cal
         return None
     shards, index = int(number(entry, "shards", 1, path)), int(entry.get("shards_idx") or 0)
     seed = data.get("seed")
+    if not 0 <= index < shards:
+        raise AssetError(
+            f"{path}: `shards_idx: {index}` of {shards} shards; they are counted from 0.",
+            code="bad_config",
+            remedy=f"Give 0 to {shards - 1}.",
+        )
 
     def chosen(rows: int) -> Any:
         order = np.random.default_rng(_SEED if seed is None else int(seed)).permutation(rows)
