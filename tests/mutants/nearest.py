@@ -1,4 +1,4 @@
-"""Which tests stand nearest to a source file: by its name, then by who imports it, then its folder, then its package.
+"""Which tests stand nearest to a source file: its namesake, who imports it, known failures, its folder, its package.
 
 sft_plugins/packing/isolation/probe.py  →  tests/packing/isolation/test_probe.py, files that import it,
                                            tests/packing/isolation/, tests/packing/
@@ -34,10 +34,11 @@ def nearest(path: str, root: Path) -> list[str]:
     named = [test for test in every if Path(test).stem in (f"test_{stem}", f"test_{stem}s")]
     named.sort(key=lambda test: not any(test.startswith(f"{room}/") for room in rooms))
     importing = [test for test in every if module in imported(root / test)]
+    known = [test for room in rooms if (test := f"{room}/test_known_failures.py") in every]  # broad, and soon through
     near = [test for place in (*rooms, *places) for test in every if test == place or test.startswith(f"{place}/")]
     if not near:  # a module of the root is everybody's
         near = [test for test in every if test.startswith(("tests/masking/", "tests/packing/", "tests/collapse/"))]
-    return list(dict.fromkeys([*named, *importing, *near]))
+    return list(dict.fromkeys([*named, *importing, *known, *near]))
 
 
 def _tests_of(folder: Path) -> str:
