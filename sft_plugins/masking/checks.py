@@ -20,7 +20,9 @@ from sft_plugins._rows import RowRules as RowRules
 from sft_plugins._rows import first_fault, length_mismatch
 from sft_plugins._rows import supervised_runs as supervised_runs
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples.messages import Message, content_text, reasoning_texts, tool_call_texts
+from sft_plugins.masking.examples.content import content_text
+from sft_plugins.masking.examples.messages import Message, reasoning_texts
+from sft_plugins.masking.examples.tools import tool_call_texts
 
 _THINK_TAG = re.compile(r"</?think>|</?seed:think>|\[/?THINK\]")
 

@@ -22,8 +22,8 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking.examples.messages import ROLES
-from sft_plugins.masking.examples.stored import json_columns, with_json_read
+from sft_plugins.masking.examples.roles import ROLES
+from sft_plugins.masking.examples.values import json_columns, with_json_read
 from sft_plugins.masking.masker import Outcome, PromptMasker
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.turns.labels import MaskedExample
@@ -265,9 +265,10 @@ def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
         report.rows_in += len(examples)
         records = to_records(masker.encode_batch(examples), indices, masker)
         _count_sources(report, records)
-        return _absorb(report, records, masker).to_pydict()
+        rows = _absorb(report, records, masker)
+        # `remove_columns` names those of the first row; later ones are joined to our rows, so they must be as long.
+        return {**{name: [None] * len(rows) for name in batch if name not in columns}, **rows.to_pydict()}
 
-    masked = dataset.map(
-        encode, with_indices=True, batched=True, batch_size=_BATCH, remove_columns=columns, features=FEATURES
-    )
+    masked = dataset.map(encode, with_indices=True, batched=True, batch_size=_BATCH, remove_columns=columns)
+    masked = masked.select_columns(list(FEATURES)).cast(FEATURES)
     return Masked(masked, report)

@@ -19,6 +19,9 @@ import numpy as np
 from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
+from sft_plugins.masking.coverage.forms import Forms
+from sft_plugins.masking.coverage.whole import Coverage
+from sft_plugins.masking.examples.columns import Reading
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
 from sft_plugins.masking.headers import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
@@ -66,6 +69,8 @@ class PromptMasker:
         stop_token_ids: ids that stop generation, or a model or generation config that says so. Default: the tokenizer's EOS,
             the EOS ids of the generation config beside it (in its folder, or in the hub's cache), and the template's end of
             turn.
+        roles: what further names of speakers mean, as `{"critic": "user"}`; a known name may be given another role.
+        ignore_columns: columns of rows, and keys of messages, that are not looked at.
 
     Raises:
         MaskingError: with a stable `code`: `bad_option` here; see `encode` for rows.
@@ -85,6 +90,8 @@ class PromptMasker:
         overflow: Overflow = "raise",
         chat_template: str | None = None,
         stop_token_ids: Any = None,
+        roles: Mapping[str, str] | None = None,
+        ignore_columns: Iterable[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.options = MaskingOptions(
@@ -98,6 +105,8 @@ class PromptMasker:
             overflow=overflow,
             chat_template=chat_template,
             stop_token_ids=stop_token_ids,
+            roles=roles,
+            ignore_columns=ignore_columns,
         )
         self._text = TextTokenizer(tokenizer)
         self._renderer = ChatRenderer(tokenizer, chat_template)
@@ -106,6 +115,13 @@ class PromptMasker:
         self._known = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
         self.stop_token_ids = self._known.ids
         self._assembler = Assembler(self._text, self._known, self.options)
+        self._forms, self._coverage = Forms(self._renderer), Coverage(self._renderer)
+        self.reading = Reading(
+            has_chat_template=self._renderer.available,
+            roles=self.options.roles or {},
+            ignore_columns=frozenset(self.options.ignore_columns),
+            variables=self._renderer.variables,
+        )
         self._rules = RowRules(
             vocabulary_size=self._text.size,
             bos_token_id=tokenizer.bos_token_id,
@@ -177,9 +193,12 @@ class PromptMasker:
     def _plan(self, example: Mapping[str, Any]) -> list[Turn] | Outcome:
         """The turns of a row, or what became of it already: its ids are given, or it is refused."""
         try:
-            parsed = parse_example(example, has_chat_template=self._renderer.available)
+            parsed = parse_example(example, self.reading)
             if isinstance(parsed, Conversation):
-                return plan_turns(parsed, self._modes, self._text, self._known, self.options)
+                form = self._forms.choose(parsed)
+                turns = plan_turns(form.of(parsed), self._modes, self._text, self._known, self.options)
+                self._coverage.check(turns)
+                return turns
             if isinstance(parsed, TextPair):
                 return plan_pair(parsed, self._text, self._known, self.options)
             if parsed.assistant_mask and self.options.train_on == "all":

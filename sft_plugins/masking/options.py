@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn, words
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.examples.roles import ALLOWED_TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class MaskingOptions:
     overflow: Overflow = "raise"
     chat_template: str | None = None
     stop_token_ids: Any = None
+    roles: Mapping[str, str] | None = None
+    ignore_columns: Iterable[str] = ()
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -39,6 +42,7 @@ class MaskingOptions:
             raise _bad("max_length", length, "a whole number of at least 2, or None")
         self._read_special_tokens()
         self._read_stop_tokens()
+        self._read_names()
 
     def _read_special_tokens(self) -> None:
         given = self.special_tokens_in_content
@@ -79,6 +83,21 @@ class MaskingOptions:
         """Whether text of the data may turn into `special_token`."""
         allowed = self.special_tokens_in_content
         return allowed == "allow" or (allowed != "raise" and special_token in allowed)
+
+    def _read_names(self) -> None:
+        roles, columns = self.roles, self.ignore_columns
+        if roles is not None and (
+            not isinstance(roles, Mapping)
+            or not all(isinstance(name, str) and role in ALLOWED_TARGETS for name, role in roles.items())
+        ):
+            raise _bad("roles", roles, f"a mapping of names to roles ({', '.join(ALLOWED_TARGETS)}), or None")
+        if isinstance(columns, (str, Mapping)) or not isinstance(columns, Iterable):
+            raise _bad("ignore_columns", columns, "a list of names of columns")
+        names = tuple(columns)
+        if not all(isinstance(name, str) for name in names):
+            raise _bad("ignore_columns", columns, "a list of names of columns")
+        object.__setattr__(self, "roles", None if roles is None else dict(roles))
+        object.__setattr__(self, "ignore_columns", tuple(sorted(set(names))))
 
     def drops(self, code: str) -> bool:
         """Whether a row that fails with `code` is dropped and counted, not raised."""

@@ -66,15 +66,10 @@ ROWS: dict[str, tuple[Any, set[str], str]] = {
         "system",
     ),
     "KTO's bad answer": ({"prompt": "a", "completion": "b", "label": False}, {"bad_schema"}, "label"),
-    "Alpaca with earlier turns": (
-        {"instruction": "a", "output": "b", "history": [["c", "d"]]},
+    "Alpaca with earlier turns of another form": (
+        {"instruction": "a", "output": "b", "history": ["c", "d"]},
         {"bad_schema"},
         "history",
-    ),
-    "legacy function call": (
-        {"messages": [user("a"), assistant("b", function_call={"name": "f", "arguments": "{}"})]},
-        {"bad_schema"},
-        "function_call",
     ),
     "images beside the text": ({"images": ["cat.png"], **GOOD}, {"bad_schema"}, "images"),
     "packed row": (

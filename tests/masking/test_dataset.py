@@ -212,7 +212,7 @@ def test_a_changed_template_for_tools_is_not_read_from_the_cache(disk: Dataset) 
     data = disk.map(lambda _: chat(0) | {"tools": tools}, remove_columns=disk.column_names)
     made = []
     for name in ("one", "two"):
-        tokenizer.chat_template = {"default": plain, "tool_use": f"Tools, {name}.{plain}"}
+        tokenizer.chat_template = {"default": plain, "tool_use": f"Tools, {name}: {{{{ tools | tojson }}}}.{plain}"}
         by = PromptMasker(tokenizer)
         made.append(rows_of(mask_dataset(data, by).dataset))
         assert made[-1] == loop(data, by)

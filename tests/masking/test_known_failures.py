@@ -234,7 +234,7 @@ def test_m11_an_empty_answer_is_refused_or_ends_on_its_stop_token() -> None:
         PromptMasker(tokenizer).encode({"messages": [user("Hello"), assistant(None)]})
 
 
-@pytest.mark.parametrize("role", ["asistant", "Assistant", "gpt", "", None, 3])
+@pytest.mark.parametrize("role", ["asistant", "Assistant", "critic", "", None, 3, ["user"], {"a": 1}])
 def test_m12_unknown_roles_raise(role: Any) -> None:
     """M12: a typo in a role trains nothing elsewhere; here it is an error that names the roles."""
     row = {"messages": [user("Hello"), {"role": role, "content": "Hi"}]}

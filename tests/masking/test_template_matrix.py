@@ -40,7 +40,6 @@ from testkit.tokenizers import (
 
 # Templates that cannot be exact on the plain conversations, with the reason found by reading them. They must be refused
 # there with these codes; the day one becomes exact, a test says so. The third entry is a conversation that is exact.
-_PARTS = "reads content only as a list of parts, a string renders nothing or raises"
 _THINK = "the generation prompt opens <think>, no switch closes it, and the conversation has no reasoning to put there"
 NEVER_EXACT: dict[str, tuple[set[str], str, str | None]] = {
     f"{name}{suffix}": (codes, reason, conversation)
@@ -48,9 +47,6 @@ NEVER_EXACT: dict[str, tuple[set[str], str, str | None]] = {
     for name, codes, reason, conversation in [
         ("deepseek_r1_distill", {"render_mismatch"}, _THINK, "reasoning_inline"),
         ("deepseekv3", {"render_mismatch"}, _THINK, "reasoning_content"),
-        ("idefics3", {"content_lost"}, _PARTS, "text_parts"),
-        ("smolvlm", {"content_lost"}, _PARTS, "text_parts"),
-        ("llava_next", {"template_error", "bad_schema"}, _PARTS, "text_parts"),
     ]
 }
 MINIMUM_EXACT_SHARE = 0.45  # of all cells; the rest must be refused with reason

@@ -1,76 +1,64 @@
 """One message of a conversation: its texts, and what makes it well formed.
 
-A key that columnar storage filled with `None` never reaches a chat template; a role nobody knows is an error, never a message
-that trains nothing.
+    {"from": "gpt", "value": "Hi"}   {"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "train": True}
+        both  →  Message {"role": "assistant", "content": "Hi"}
+
+A key that columnar storage filled with `None` never reaches a chat template.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from sft_plugins.errors import MaskingError
+from sft_plugins.masking.examples.content import content_text, read_content
+from sft_plugins.masking.examples.flags import AMBIGUOUS_FLAGS, FLAGS, train_flag
+from sft_plugins.masking.examples.roles import CALL, role_of
+from sft_plugins.masking.examples.tools import (
+    read_calls,
+    read_function_call,
+    read_written_calls,
+    tool_call_texts,
+)
+from sft_plugins.masking.examples.values import drop_none, is_blank, leaves, schema_error
 
 Message: TypeAlias = dict[str, Any]
 
-
-class Written(dict[str, Any]):
-    """A mapping read from JSON text. What is null in it somebody wrote; columnar storage fills no holes there."""
-
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_READ = {"role", "from", "content", "value", "tool_calls", "function_call", *FLAGS, *AMBIGUOUS_FLAGS}
+# Keys that hold what was said or shown, which no template renders from there.
+_UNREADABLE = (
+    "refusal", "parts", "function_calls", "functions", "tools", "tool_use", "tool_result", "tool_results", "context",
+    "documents", "image", "images", "audio", "audios", "video", "videos", "input_audio",
+)  # fmt: skip
 
 
-def clean_message(raw: Message, index: int) -> Message:
-    role = raw.get("role")
-    if role not in ROLES:
-        raise schema_error(
-            f"message {index} has the unknown role {role!r}; known: {', '.join(ROLES)}.",
-            "Rename it: a misspelt role would train nothing.",
-        )
-    message = {
-        key: value if isinstance(value, str) else drop_none(value)
-        for key, value in raw.items()
-        if value is not None and key not in ("weight", "train")
-    }
-    content = message.get("content")
-    if message.get("function_call"):
-        raise schema_error(
-            f"message {index} ({role}) has a `function_call`, which chat templates no longer render.",
-            'Write it as "tool_calls": [{"type": "function", "function": {"name": …, "arguments": {…}}}].',
-        )
-    if content is None and not message.get("tool_calls") and not reasoning_texts(message):
-        raise schema_error(f"message {index} ({role}) has no content.", "Give it a string, or remove the message.")
-    if isinstance(content, (list, tuple)):
-        _check_parts(content, index, role)
-    elif content is not None and not isinstance(content, str):
-        raise schema_error(
-            f"message {index} ({role}) has content of type {type(content).__name__}.", "Content must be a string."
-        )
-    calls = message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, (list, tuple)) and all(map(_is_call, calls))):
-        raise schema_error(
-            f"message {index} ({role}): `tool_calls` must be a list of mappings that name a function.",
-            'Write [{"type": "function", "function": {"name": …, "arguments": {…}}}].',
-        )
-    return message
+class Said(NamedTuple):
+    """A message, and whether its data says that it carries loss (None: does not say)."""
+
+    message: Message
+    train: bool | None
 
 
-def train_flag(message: Message, index: int) -> bool:
-    """Per-message `weight` (0 or 1) or `train` (bool); trained where neither is given."""
-    for key, allowed in (("weight", (0, 1)), ("train", (False, True))):
-        value = message.get(key)
-        if value is None:
-            continue
-        if value not in allowed or (key == "train" and not isinstance(value, bool)):
-            raise schema_error(
-                f"message {index} has `{key}`={value!r}; allowed: {allowed[0]!r} or {allowed[1]!r}.",
-                "Fractional weights are not supported: a token either carries loss or does not.",
-            )
-        return bool(value)
-    return True
+def read_messages(raw: Sequence[Mapping[str, Any]], roles: Mapping[str, str], *, first: int = 0) -> list[Said]:
+    """The messages of a conversation, `first` the number of the first of them.
+
+    Calls that follow one another, each a message of its own, are one assistant's turn.
+
+    Raises:
+        MaskingError: `bad_schema`.
+    """
+    said: list[Said] = []
+    after_call = False
+    for index, message in enumerate(raw, first):
+        role = role_of(message, index, roles)
+        one = _read(message, index, role)
+        if role == CALL and after_call and not one.message.get("content") and said[-1].train == one.train:
+            said[-1].message["tool_calls"] += one.message["tool_calls"]
+        else:
+            said.append(one)
+        after_call = role == CALL
+    return said
 
 
 def message_texts(message: Message) -> list[str]:
@@ -88,89 +76,59 @@ def other_texts(message: Message) -> list[str]:
     return leaves({key: value for key, value in message.items() if key not in known})
 
 
-def content_text(content: Any) -> str:
-    """The text of a message's content: a string, or the `text` parts of a list joined."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        return "".join(part.get("text", "") for part in content)
-    return ""
-
-
 def reasoning_texts(message: Message) -> list[str]:
     """What stands under the names that reasoning has. Columnar storage may give a message all of them, most empty."""
     return [message[key] for key in REASONING_KEYS if isinstance(message.get(key), str) and message[key]]
 
 
-def tool_call_texts(call: Mapping[str, Any]) -> list[str]:
-    """Name and argument leaves of one tool call; arguments given as a JSON string are read."""
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError:
-            return [str(function.get("name", "")), arguments]
-    return [str(function.get("name", "")), *leaves(arguments)]
-
-
-def check_text(text: str, where: str) -> None:
-    """Refuse lone surrogates: they cannot be encoded as UTF-8, and tokenizers fail on them without saying where."""
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise schema_error(
-            f"{where} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}.",
-            "Repair the text's encoding, for example with .encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').",
-        ) from error
-
-
-def read_json(text: str) -> Any:
-    """`json.loads`, with every mapping a `Written` one."""
-    return json.loads(text, object_hook=Written)
-
-
-def drop_none(value: Any) -> Any:
-    """`value` without the mapping entries that are `None`, at every depth. Arrow fills missing struct fields with them.
-
-    The arguments of a call that were read from JSON text keep theirs: a null among them is part of the answer.
-    """
-    if isinstance(value, Mapping):
-        return {
-            key: item if key == "arguments" and isinstance(item, Written) else drop_none(item)
-            for key, item in value.items()
-            if item is not None
-        }
-    if isinstance(value, (list, tuple)):
-        return [drop_none(item) for item in value]
-    return value
-
-
-def schema_error(message: str, remedy: str) -> MaskingError:
-    return MaskingError(message, code="bad_schema", remedy=remedy)
-
-
-def leaves(value: Any) -> list[str]:
-    """The strings in `value` at every depth, keys of mappings included."""
-    if isinstance(value, Mapping):
-        return [text for key, item in value.items() for text in (str(key), *leaves(item))]
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in leaves(item)]
-    return [value] if isinstance(value, str) else []
-
-
-def _is_call(call: Any) -> bool:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
-
-
-def _check_parts(parts: Sequence[Any], index: int, role: str) -> None:
-    for part in parts:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
+def _read(raw: Mapping[str, Any], index: int, role: str) -> Said:
+    if len(raw) == 2 and role != CALL and isinstance(content := raw.get("content"), str) and "role" in raw:
+        return Said({"role": role, "content": content}, None)  # nothing else to read, as in most data
+    where = f"message {index} ({'assistant' if role == CALL else role})"
+    written = _content(raw, where)
+    calls = read_calls(raw.get("tool_calls"), where) + read_function_call(raw.get("function_call"), where)
+    if role == CALL:
+        thought, own = read_written_calls(written, where)
+        role, written, calls = "assistant", thought or None, own + calls
+    content = read_content(written, where, role=role)
+    message: Message = {"role": role}
+    message |= {
+        key: value if isinstance(value, str) else drop_none(value)
+        for key, value in raw.items()
+        if value is not None and key not in _READ
+    }
+    if content.text is not None:
+        message["content"] = content.text
+    if content.reasoning:
+        if reasoning_texts(message):
+            raise schema_error(f"{where} has reasoning among its parts and beside them.", "Keep one of them.")
+        message["reasoning_content"] = content.reasoning
+    if calls:
+        if role != "assistant":
+            raise schema_error(f"{where} has calls, and only an assistant calls.", "Correct its role.")
+        message["tool_calls"] = calls
+    for key in _UNREADABLE:
+        if key in message and not is_blank(message[key]):
             raise schema_error(
-                f"message {index} ({role}) has multimodal content (a part of type {kind!r}).",
-                "Only text is supported; fine-tune vision and audio models with their own collator.",
+                f"{where} has `{key}`, which no chat template renders from there.",
+                f"Write it into `content` or `tool_calls`, or name it in ignore_columns=[{key!r}].",
             )
+    if content.text is None and not calls and not reasoning_texts(message):
+        raise schema_error(f"{where} has no content.", "Give it a string, or remove the message.")
+    return Said(message, _train(raw, content.train, where, role))
+
+
+def _content(raw: Mapping[str, Any], where: str) -> Any:
+    content, value = raw.get("content"), raw.get("value")
+    if content is not None and value is not None and content != value:
+        raise schema_error(
+            f"{where} has both `content` and `value`.", "Remove one of them; neither is left out silently."
+        )
+    return value if content is None else content
+
+
+def _train(raw: Mapping[str, Any], parts: bool | None, where: str, role: str) -> bool | None:
+    own = train_flag(raw, where, role=role)
+    if own is not None and parts is not None and own != parts:
+        raise schema_error(f"{where} contradicts its parts on whether it carries loss.", "Keep one of the flags.")
+    return parts if own is None else own

@@ -20,7 +20,7 @@ import numpy as np
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
-from sft_plugins.masking.examples.messages import content_text
+from sft_plugins.masking.examples.content import content_text
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.reasoning import first_difference
 from sft_plugins.masking.turns.stop_tokens import StopTokens

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+from sft_plugins.masking.examples.content import content_text
 from sft_plugins.masking.examples.formats import Conversation
-from sft_plugins.masking.examples.messages import REASONING_KEYS, Message, content_text, reasoning_texts
+from sft_plugins.masking.examples.messages import REASONING_KEYS, Message, reasoning_texts
 
 Thought: TypeAlias = Literal["open", "closed", "none"]
 

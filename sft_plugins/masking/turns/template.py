@@ -8,7 +8,11 @@ prefixes one rendering gives them all; the others are rendered plainly. The resu
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
+
+from jinja2 import meta
+from transformers.utils import chat_template_utils
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
@@ -35,6 +39,17 @@ class ChatRenderer:
     @property
     def available(self) -> bool:
         return bool(self.chat_template or self.tokenizer.chat_template)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and does not set itself."""
+        if not self.available:
+            return frozenset()
+        try:
+            template = chat_template_utils._compile_jinja_template(self.template_source())
+            return frozenset(meta.find_undeclared_variables(template.environment.parse(self.template_source())))
+        except Exception:  # a template that cannot be compiled is named when a row is rendered
+            return frozenset()
 
     def template_source(self, tools: list[Any] | None = None) -> str:
         return self.tokenizer.get_chat_template(self.chat_template, tools)

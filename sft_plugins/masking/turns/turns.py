@@ -18,7 +18,8 @@ from typing import NamedTuple
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.examples.formats import Conversation, TextPair
-from sft_plugins.masking.examples.messages import Message, check_text, leaves, other_texts, reasoning_texts
+from sft_plugins.masking.examples.messages import Message, other_texts, reasoning_texts
+from sft_plugins.masking.examples.values import check_text, leaves
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.modes import Choice, Modes, ModeTexts, choose_mode
 from sft_plugins.masking.turns.reasoning import (

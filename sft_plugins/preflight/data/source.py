@@ -130,11 +130,11 @@ def check_form(source: Source) -> None:
         AssetError: `bad_schema`, naming the columns found and those that are taken.
     """
     from sft_plugins.errors import MaskingError
-    from sft_plugins.masking import ACCEPTED_COLUMNS, parse_example
+    from sft_plugins.masking import ACCEPTED_COLUMNS, Reading, parse_example
 
     for row in itertools.islice(source.rows(), _LOOKED_AT):
         try:
-            parse_example(row, has_chat_template=True)
+            parse_example(row, Reading())
         except MaskingError as error:
             if not error.message.startswith("no known row form"):
                 return

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker
+from sft_plugins.masking.coverage.forms import Forms
+from sft_plugins.masking.examples.columns import Reading
 from sft_plugins.masking.examples.formats import Conversation, parse_example
 from sft_plugins.masking.turns.prefixes import WatchedTemplate
 from sft_plugins.masking.turns.template import ChatRenderer, TurnText
@@ -57,7 +59,7 @@ def both(template: str, messages: list[dict[str, str]], **kwargs: Any) -> tuple[
 
 def parsed(row: dict[str, Any]) -> Conversation | None:
     try:
-        conversation = parse_example(row, has_chat_template=True)
+        conversation = parse_example(row, Reading())
     except MaskingError:
         return None
     return conversation if isinstance(conversation, Conversation) else None
@@ -76,6 +78,7 @@ def test_one_rendering_gives_what_rendering_every_prefix_gives(name: str) -> Non
         conversation = parsed(entry.for_tokenizer("</s>"))
         if conversation is None:
             continue
+        conversation = Forms(renderer).choose(conversation).of(conversation)
         plain = texts(renderer, conversation, shortcut=False)
         assert texts(renderer, conversation, shortcut=True) == plain, entry.name
         compared += isinstance(plain, list) and len(plain) > 1

@@ -20,7 +20,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,6 +312,7 @@ def turn(tokenizer: Any, row: dict[str, Any], k: int, stop_ids: set[int]) -> Tur
     if own is not None:
         full = prompt + own
     lost = missing_pieces(message, full[len(prompt) :] if full.startswith(prompt) else full)
+    lost += printed_values(messages[: k + 1], full) + lost_before(tokenizer, row, k)
     if not full.startswith(prompt):
         codes = {"render_mismatch", *({"content_lost"} if lost else ())}
         why = f"turn {k}: rendered turn does not continue the generation prompt …{prompt[-40:]!r}"
@@ -398,34 +399,114 @@ def tokenizable(tokenizer: Any, expected: Turn) -> bool:
     )
 
 
-def variants(row: dict[str, Any]) -> list[dict[str, Any]]:
+def variants(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Readings of the row that the contract leaves open; a row is exact if it is exact under one of them.
 
     Keys holding None are dropped everywhere (columnar typing fills them in). A None content beside tool calls may reach
-    the template as None, as "" or not at all; tool arguments that are JSON text may be parsed.
+    the template as None, as "" or not at all; tool arguments may be a mapping or JSON text, text a string or one part.
     """
-    has_none = any("content" in m and m["content"] is None for m in row["messages"])
-    calls = [c for m in row["messages"] for c in m.get("tool_calls") or []]
-    has_text = any(isinstance((c.get("function") or c).get("arguments"), str) for c in calls)
-    made = []
-    for content, parse in itertools.product(
-        ["keep", "drop", "empty"][: 3 if has_none else 1], [False, True][: 1 + has_text]
+    has_none = any(m.get("content") is None for m in row["messages"])
+    has_calls = any(m.get("tool_calls") for m in row["messages"])
+    roles = ("system", "developer", "user", "assistant", "tool")
+    texts: list[Any] = [None, (), roles, ("user",), roles[2:]]  # None: as it is; else the roles that speak in parts
+    for parts, content, arguments in itertools.product(
+        texts, ["keep", "drop", "empty"][: 3 if has_none else 1], ["keep", "mapping", "text"][: 3 if has_calls else 1]
     ):
         new = {k: _without_none(v) if k in ("tools", "chat_template_kwargs") else v for k, v in row.items()}
-        new["messages"] = [_variant(m, content, parse) for m in row["messages"]]
-        made.append(new)
-    return made
+        new["messages"] = [_variant(m, content, arguments, parts) for m in row["messages"]]
+        yield new
 
 
-def _variant(message: dict[str, Any], content: str, parse: bool) -> dict[str, Any]:
+def _variant(message: dict[str, Any], content: str, arguments: str, parts: Any) -> dict[str, Any]:
     new = _without_none(copy.deepcopy(message))
-    if "content" in message and message["content"] is None:
-        new.update({"keep": {"content": None}, "drop": {}, "empty": {"content": ""}}[content])
+    if message.get("content") is None:
+        empty = [{"type": "text", "text": ""}] if message["role"] in (parts or ()) else ""
+        kept = {"content": None} if "content" in message else {}
+        new.update({"keep": kept, "drop": {}, "empty": {"content": empty}}[content])
+    elif parts is not None:
+        text = text_of(message["content"])
+        new["content"] = [{"type": "text", "text": text}] if message["role"] in parts else text
     for item in new.get("tool_calls") or []:
         function = item.get("function") or item
-        if parse and isinstance(function.get("arguments"), str):
-            function["arguments"] = json.loads(function["arguments"])
+        given = function.get("arguments")
+        if arguments == "mapping" and isinstance(given, str):
+            function["arguments"] = json.loads(given or "{}")
+        if arguments == "text" and isinstance(given, dict):
+            function["arguments"] = json.dumps(given, ensure_ascii=False)
     return new
+
+
+def printed_values(messages: list[dict[str, Any]], text: str) -> list[str]:
+    """Values that the template printed as Python or JSON prints them, where it should have rendered what is in them."""
+    found = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list) and any(p in text for p in (str(content), json.dumps(content))):
+            found.append("content printed as a list")
+        for item in message.get("tool_calls") or []:
+            given = (item.get("function") or item).get("arguments")
+            if isinstance(given, dict) and given and str(given) in text and str(given) != json.dumps(given):
+                found.append("arguments printed as Python prints them")
+            if isinstance(given, str) and (('"' in given and json.dumps(given) in text) or "{" + given + "}" in text):
+                found.append("arguments encoded twice")
+            if given == "" and not re.search(r"\{\s*\}", text):
+                found.append("arguments left blank")
+    return found
+
+
+_MARK = "Zoraclemarkq"
+
+
+def lost_before(tokenizer: Any, row: dict[str, Any], k: int) -> list[str]:
+    """What is in no prompt of turn `k`: altered, it does not alter the prompt. Earlier reasoning may be left out."""
+
+    def altered(change: Any) -> bool:
+        new = copy.deepcopy(row)
+        if change(new) is False:
+            return True
+        return _MARK in render(tokenizer, new["messages"][:k], new, generation=True)
+
+    def content(j: int) -> Any:
+        def change(new: dict[str, Any]) -> Any:
+            said = new["messages"][j].get("content")
+            if not text_of(said).strip():
+                return False
+            if isinstance(said, str):
+                new["messages"][j]["content"] = said.rstrip() + _MARK
+            else:
+                said[-1]["text"] = said[-1]["text"].rstrip() + _MARK
+            return True
+
+        return change
+
+    def call_name(j: int, n: int) -> Any:
+        def change(new: dict[str, Any]) -> None:
+            item = new["messages"][j]["tool_calls"][n]
+            (item.get("function") or item)["name"] += _MARK
+
+        return change
+
+    def description(n: int) -> Any:
+        def change(new: dict[str, Any]) -> Any:
+            function = new["tools"][n].get("function") or new["tools"][n]
+            if not function.get("description"):
+                return False
+            function["description"] += _MARK
+            return True
+
+        return change
+
+    changes = [(f"message {j}", content(j)) for j in range(k)]
+    changes += [
+        (f"call {n} of message {j}", call_name(j, n))
+        for j in range(k)
+        for n in range(len(row["messages"][j].get("tool_calls") or []))
+    ]
+    changes += [(f"tool {n}", description(n)) for n in range(len(row.get("tools") or []))]
+    try:
+        return [f"{what} is in no prompt" for what, change in changes if not altered(change)]
+    except Exception as error:  # a template that refuses the altered row has looked at what was altered
+        return [] if _MARK in str(error) else [f"cannot be shown: {error}"]
 
 
 def _without_none(value: Any) -> Any:
@@ -443,9 +524,11 @@ def _without_none(value: Any) -> Any:
 
 def refusals(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], train_on: str = "all") -> Refusals:
     """Which codes justify refusing `row`, and whether a row may be made of it at all."""
-    found = [_refusals(tokenizer, variant, stop_ids, train_on) for variant in variants(row)]
-    if all(not one.codes for one in found):
-        return Refusals()
+    found = []
+    for variant in variants(row):
+        found.append(_refusals(tokenizer, variant, stop_ids, train_on))
+        if not found[-1].codes:
+            return Refusals()
     return Refusals(
         codes=frozenset().union(*(one.codes for one in found)),
         must=all(one.must for one in found),
@@ -494,7 +577,11 @@ def violations(
     tokenizer: Any, row: dict[str, Any], examples: Sequence[Any], *, stop_ids: set[int], train_on: str = "all"
 ) -> list[str]:
     """What is wrong with the rows made of `row`; empty when they hold the four invariants."""
-    found = [_violations(tokenizer, variant, examples, stop_ids, train_on) for variant in variants(row)]
+    found = []
+    for variant in variants(row):
+        found.append(_violations(tokenizer, variant, examples, stop_ids, train_on))
+        if not found[-1]:
+            break
     return min(found, key=len)
 
 
@@ -623,7 +710,7 @@ def reference_rows(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], t
         ValueError: where a turn cannot be exact.
     """
     rows = []
-    row = variants(row)[0]
+    row = next(variants(row))
     for k in trainable(row["messages"], train_on):
         expected = turn(tokenizer, row, k, stop_ids)
         if expected.codes:

@@ -1,0 +1,1 @@
+"""Is the whole conversation in what is trained? Shown by position, never by finding one text inside another."""
