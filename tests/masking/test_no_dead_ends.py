@@ -265,7 +265,7 @@ def test_m39_special_tokens_that_are_words_are_allowed_by_name() -> None:
     word, forged = (
         {"messages": [user(f"Open {token}"), assistant("Done.")]} for token in ("<filename>", "<|im_start|>")
     )
-    assert "special_tokens_in_content=['<filename>']" in (refusal(tokenizer, word).remedy or "")
+    assert "special_tokens_in_content=[that token]" in (refusal(tokenizer, word).remedy or "")
     assert "forge" in (refusal(tokenizer, forged).remedy or "")
     named = PromptMasker(tokenizer, special_tokens_in_content=["<filename>"])
     assert tokenizer.convert_tokens_to_ids("<filename>") in named.encode(word)[0].input_ids

@@ -227,7 +227,7 @@ def special_token_error(found: str, where: str, known: StopTokens, text: TextTok
     )
     if text.special[found] not in known.structural:
         remedy = (
-            f"It begins and ends no turn, so decide: {{special_token:special_tokens_in_content=[{found!r}]}} trains it as that "
+            "It begins and ends no turn, so decide: {special_token:special_tokens_in_content=[that token]} trains it as a "
             "token, or clean the data."
         )
     return MaskingError(
