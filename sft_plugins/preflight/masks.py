@@ -78,9 +78,15 @@ def check_entry(
     if source.kind != "raw":
         report = check_masks(map(with_lengths, source.rows()), tokenizer)
         return _result(entry, source, report, None, [*judge.host(source, tokenizer), *judge.faults(report, source)])
-    if not entry.renders or (entry.template_unknown and not tokenizer.chat_template):
+    try:
+        check_form(source)
+        judged = not entry.template_unknown or tokenizer.chat_template
+    except AssetError:
+        if entry.renders:
+            raise
+        judged = False  # columns that only the host's own prompt names
+    if not judged:
         return _result(entry, source, None, None, [])  # the host's reader has said what is not judged, and why
-    check_form(source)
     masker = PromptMasker(tokenizer, stop_token_ids=stop_token_ids, **_options(entry, plan))
     masked, report = mask_rows(source, masker, advance=advance)
     stops = [judge.finding("warning", "generation_goes_on", note) for note in masker.notes]

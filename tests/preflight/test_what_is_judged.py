@@ -215,6 +215,12 @@ def test_prompts_in_words_of_the_host_are_amber_whatever_their_columns(kind: Any
     assert "prompts and masks of datasets[0]" in verdict.not_checked
 
 
+def test_faults_of_rows_show_though_the_host_writes_the_prompt(tmp_path: Path) -> None:
+    rows = [{"instruction": "Say it", "output": ""}, {"instruction": "Say it", "output": "So."}]
+    found = {f.code: f.level for f in verdict_of(tmp_path, rows=rows, entry={"type": "alpaca"}).findings}
+    assert found == {"not_rendered": "warning", "empty_response": "error"}
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
