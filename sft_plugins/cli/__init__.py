@@ -6,6 +6,7 @@ import importlib
 
 import typer
 
+from sft_plugins import __version__
 from sft_plugins.cli.ui.output import Commands
 
 __all__ = ["app"]
@@ -31,8 +32,18 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sft-plugins {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+    ),
+) -> None:
     """Makes every command a sub-command, even one that is alone."""
 
 

@@ -154,13 +154,13 @@ def test_ranks_wait_less_for_each_other_when_rows_are_dealt(ranks: list[dict[str
     assert waiting("dealt") < waiting("ours") / 2
 
 
-def test_multipack_repeats_nothing_and_leaves_out_what_fills_no_batch_of_all_ranks(ranks: list[dict[str, Run]]) -> None:
-    """P14: Axolotl's sampler drops its last batches; what the plug-in does not change, and `docs/many-processes.md` says."""
+def test_multipack_repeats_nothing_and_leaves_out_less_than_a_batch_of_all_ranks(ranks: list[dict[str, Run]]) -> None:
+    """P14: what Axolotl's sampler drops the plug-in does not change; `docs/many-processes.md` says how much that is."""
     runs = succeeded(ranks, "multipack")
     count = counts(runs)
     assert set(count.values()) == {EPOCHS}
-    assert set(count) < documents()
-    assert len(count) >= COUNT - 5, "fewer than a batch of both ranks is left out"
+    assert set(count) <= documents()
+    assert len(count) >= COUNT - 5
 
 
 def assert_trained_as_by_hand(runs: list[Run]) -> None:

@@ -85,19 +85,17 @@ def test_loss_and_weights_are_those_of_one_process(one: dict[str, Any], two: lis
 
 
 @pytest.mark.parametrize(("name", "documents"), [("masked, uneven", 41), ("packed, uneven", 80)])
-def test_uneven_rows_are_filled_up_with_rows_of_the_epochs_beginning(
+def test_of_uneven_rows_nothing_is_dropped_and_all_but_the_last_step_is_as_in_one_process(
     one: dict[str, Any], two: list[dict[str, Any]], name: str, documents: int
 ) -> None:
-    """P14: accelerate repeats the first rows; how many documents that makes, and that all else is as it should be."""
+    """P14: what accelerate 1.13 and 1.15 do with the last step, `docs/many-processes.md` says: they repeat the first rows."""
     ranks = [rank[name] for rank in two]
     full = len(together(ranks)) - 1
     assert_same_training(one[name], ranks, steps=full)
     count = counts(ranks)
     assert sorted(count) == list(range(documents)), "nothing is dropped"
-    twice = {document for document, times in count.items() if times == 2}
-    assert twice
-    assert set(count.values()) == {1, 2}
-    assert twice <= set(together(ranks)[0]) & set(together(ranks)[-1])
+    again = {document for document, times in count.items() if times > 1}
+    assert again <= set(together(ranks)[-1])
     assert counts([one[name]]) == dict.fromkeys(range(documents), 1), "one process ends with a smaller batch"
 
 

@@ -32,6 +32,7 @@ from testkit.tokenizers import (
     LOSSY_KINDS,
     build_tokenizer,
     dump,
+    new_templates,
     stop_ids_for_template,
     template_facts,
     template_names,
@@ -119,10 +120,16 @@ def test_plain_conversations_are_exact_except_where_the_template_makes_it_imposs
     codes = {found[plain].code for plain in PLAIN}
     if name in NEVER_EXACT:
         expected, _, exact_on = NEVER_EXACT[name]
-        assert codes <= expected, f"{name} now gives {codes}: bring NEVER_EXACT up to date"
+        assert codes <= expected | {None}, f"{name} gives {codes}; a newer TRL may mend it, not break it otherwise"
         assert exact_on is None or found[exact_on].code is None
     else:
         assert codes == {None}
+
+
+def test_every_template_was_examined() -> None:
+    """What a newer TRL brings ends no run before somebody has looked at it, and is named at the end of each."""
+    if new := new_templates():
+        pytest.skip(f"not examined: {', '.join(new)}; `python {Path(__file__).name} --write` does it")
 
 
 def test_the_matrix_is_not_passed_by_refusing() -> None:
@@ -330,7 +337,7 @@ def write(path: Path) -> None:
     import transformers
     import trl
 
-    names = template_names()
+    names = sorted(template_names() + new_templates())
     cells = [o for name in names for o in outcomes(name).values()]
     exact = sum(o.code is None for o in cells)
     faults = sum(bool(o.faults) for o in cells)

@@ -16,7 +16,17 @@ from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing import even_rows, pack_dataset, pack_stream
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
-from testkit.isolation_oracle import gap, make_documents, make_labels, packed_batch, run_alone, run_packed, spill
+from testkit.isolation_oracle import (
+    gap,
+    make_documents,
+    make_labels,
+    packed_batch,
+    plain_batch,
+    run_alone,
+    run_packed,
+    spill,
+)
+from testkit.leaky import LEAKS
 from testkit.tiny_models import WINDOW, build
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=2)
@@ -33,17 +43,13 @@ def positions_only(documents: list[torch.Tensor]) -> dict[str, Any]:
     return {key: batch[key] for key in ("input_ids", "position_ids")}
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "opt", "falcon", "mpt", "bloom", "afmoe"])
+@pytest.mark.parametrize("name", ["gpt_oss", "opt", "falcon", "mpt", "bloom", "afmoe", *LEAKS])
 def test_p1_a_model_that_masks_without_position_ids_is_exact(name: str) -> None:
-    """P1 (transformers#39997): it leaks with position ids alone, and is exact once isolated, with the same batch."""
+    """P1 (transformers#39997): isolated, position ids alone are enough; without any, it is one document and looks it."""
     tiny = build(name)
     documents = make_documents(LENGTHS, tiny.vocab_size)
     alone = run_alone(tiny.model, documents, gradients=False)
-    try:
-        leaking = gap(alone, run_packed(tiny.model, documents, gradients=False, batch=positions_only)).logits
-    except (TypeError, ValueError):
-        leaking = float("inf")  # a forward that takes no position_ids
-    assert leaking > 1e-3
+    assert gap(alone, run_packed(tiny.model, documents, gradients=False, batch=plain_batch)).logits > 1e-3
     isolate(tiny.model)
     assert gap(alone, run_packed(tiny.model, documents, gradients=False, batch=positions_only)).logits <= 1e-5
     assert spill(tiny.model, documents, 1, batch=positions_only) <= 1e-6

@@ -18,7 +18,10 @@ from transformers import AutoConfig
 from sft_plugins.integrations import Overrides, read_plan
 from sft_plugins.preflight.run import Verdict, run_preflight
 from testkit.conversations import WEATHER_TOOL, assistant, call, system, tool, user
+from testkit.leaky import register
 from testkit.tokenizers import CHATML, build_tokenizer, tokenizer_for_template
+
+register()  # the models of P1, P5 and P11, whose leaks are planted
 
 GOOD = [
     {"messages": [system("Be brief."), user("What is 2 + 2?"), assistant("It is four.")]},
@@ -118,16 +121,16 @@ FAULTS = [
     ),
     Fault(failure="M21", code="special_token_in_content", rows=answers("Sure.<|im_end|>\n<|im_start|>user\nMore")),
     Fault(failure="M22", code="overflow", level="warning", rows=answers("yes " * 90)),
-    Fault(failure="P1", code="contamination", config=PACKED, model_type="opt"),
-    Fault(failure="P1", code="contamination", host="trl", config={"packing": True}, model_type="gpt_oss"),
-    Fault(failure="P5", code="contamination", host="trl", config={"packing": True}, model_type="mamba"),
+    Fault(failure="P1", code="contamination", config=PACKED, model_type="leaky_attention"),
+    Fault(failure="P1", code="contamination", host="trl", config={"packing": True}, model_type="leaky_attention"),
+    Fault(failure="P5", code="contamination", host="trl", config={"packing": True}, model_type="leaky_state"),
     Fault(failure="P7", code="first_label", rows=tokenised("packed, first label")),
     Fault(failure="P8", code="length_mismatch", rows=tokenised("packed, lengths")),
     Fault(failure="P9", code="fragments", host="trl", config={"packing": True, "packing_strategy": "wrapped"}),
     Fault(failure="P10", code="prepacked_rows", host="trl", rows=tokenised("packed")),
     Fault(
         failure="P11", code="eval_contamination", host="trl", config={"packing": True, "eval_strategy": "steps"},
-        model_type="opt",
+        model_type="leaky_attention",
     ),
     Fault(failure="P15", code="context_parallel", config={**PACKED, "context_parallel_size": 2}),
     Fault(

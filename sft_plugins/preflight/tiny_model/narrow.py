@@ -46,7 +46,7 @@ def _fields(config: PretrainedConfig, changes: dict[str, Any], layers: Layers) -
     """The fields that differ from those of a default configuration, sizes cut."""
     from transformers import PretrainedConfig
 
-    fields, default = config.to_dict(), _default_fields(config)
+    fields, default = _own_fields(config), _default_fields(config)
     new: dict[str, Any] = {}
     for key, value in fields.items():
         inner = vars(config).get(key)
@@ -76,12 +76,17 @@ def _fields(config: PretrainedConfig, changes: dict[str, Any], layers: Layers) -
     return {key: value for key, value in new.items() if value is not DERIVED}
 
 
+def _own_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Its fields, counts and lists as the object holds them: a file may count otherwise (dory's: two blocks to a layer)."""
+    held = vars(config)
+    return {k: held[k] if isinstance(held.get(k), int | list) else v for k, v in config.to_dict().items()}
+
+
 def _default_fields(config: PretrainedConfig) -> dict[str, Any]:
     try:
-        fields: dict[str, Any] = type(config)().to_dict()
+        return _own_fields(type(config)())
     except (TypeError, ValueError):  # has no default: everything it holds is its own
         return {}
-    return fields
 
 
 def _cut_layers(fields: dict[str, Any], layers: Layers) -> dict[str, Any]:

@@ -112,6 +112,7 @@ FITTING: dict[str, dict[str, Any]] = {
         "per_layer_config": DERIVED,
         "rope_parameters": DERIVED,
     },
+    "dory": {"n_input_layers": 0, "n_output_layers": 0, "n_recurrent_layers": DERIVED},
     "dots3_note": {"vision_config.adapter_in_dim": HIDDEN, "audio_config.adapter_input_size": HIDDEN},
     "falcon_h1": {"mamba_d_ssm": 32},
     "hunyuan_v1_dense": {"head_dim": 8},

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 
 
 def look(trainer: Any, loader: Any) -> dict[str, Any]:
-    """What the live data loader feeds the model: collator, documents of every batch, loss of the batch and of its
-    documents run alone (sums over supervised tokens, both).
+    """What the live data loader feeds the model: collator, documents of every batch, loss of the batch, of its documents
+    run alone, and of its rows read as one document each (sums over supervised tokens, all three).
     """
     model, collator = trainer.model, loader.collate_fn
     inner = getattr(collator, "collator", collator)
-    batches, together, alone, tokens = [], 0.0, 0.0, 0
+    batches, together, alone, as_one, tokens = [], 0.0, 0.0, 0.0, 0
     model.eval()
     with torch.no_grad():
         for batch in loader:
@@ -39,6 +39,9 @@ def look(trainer: Any, loader: Any) -> dict[str, Any]:
             count = sum(int((labels[1:] != -100).sum()) for _, labels in documents)
             output = model(**batch)
             together += float(output.loss) * count
+            positions = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+            one = {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": positions}
+            as_one += float(model(**one).loss) * count
             tokens += count
             for ids, labels in documents:
                 if (labels != -100).any():
@@ -51,6 +54,7 @@ def look(trainer: Any, loader: Any) -> dict[str, Any]:
         "batches": batches,
         "together": together / tokens,
         "alone": alone / tokens,
+        "as one": as_one / tokens,
     }
 
 

@@ -283,10 +283,11 @@ def test_the_loss_of_a_batch_is_that_of_its_documents_alone(runs: dict[str, Any]
     assert look["together"] == pytest.approx(look["alone"], rel=1e-5)
 
 
-def test_multipack_leaks_without_the_plugin(runs: dict[str, Any]) -> None:
-    """P2: what the tests above would see if nothing were isolated; `attn_implementation` is unset in both runs."""
-    look = succeeded(runs["without the plug-in"])["train"]
-    assert abs(look["together"] - look["alone"]) > 1e-3 * look["alone"], "a hundred times what is allowed with it"
+@pytest.mark.parametrize("name", ["packed", "multipack"])
+def test_the_comparison_above_sees_documents_that_see_one_another(runs: dict[str, Any], name: str) -> None:
+    """P2, planted: the same rows with their boundaries withheld."""
+    look = succeeded(runs[name])["train"]
+    assert abs(look["as one"] - look["alone"]) > 1e-3 * look["alone"], "a hundred times what is allowed above"
 
 
 def test_packed_loss_equals_padded_loss(runs: dict[str, Any]) -> None:
@@ -335,7 +336,7 @@ def test_a_second_plugin_works_beside_ours(runs: dict[str, Any]) -> None:
 
 def test_a_later_run_without_the_plugin_has_nothing_of_it(runs: dict[str, Any]) -> None:
     run = succeeded(runs["without the plug-in"])
-    assert run["train"]["collator"] == "V2BatchSamplerDataCollatorForSeq2Seq"
+    assert run["train"]["collator"] not in TRAINED.values()
     assert "sft-plugins" not in run["log"]
     assert run["attention"] == "sdpa"
     assert "sft_plugins-" not in run["prepared_path"]

@@ -141,13 +141,15 @@ def test_plain_trainer_gives_the_same(tokenizer: Any, tmp_path: Path) -> None:
     step_and_compare(trainer, tokenizer)
 
 
-def test_rows_that_trl_labelled_are_audited(tokenizer: Any, tmp_path: Path) -> None:
-    """TRL's prompt–completion rows train the template's newline after the stop token (M8): the audit says so."""
-    pairs = [{"prompt": chat["messages"][:-1], "completion": chat["messages"][-1:]} for chat in CHATS]
+def test_rows_that_a_trainer_holds_are_audited(tokenizer: Any, tmp_path: Path) -> None:
+    """M8, planted: the template's newline after the stop token is trained, as TRL 1.9 to 1.16 label a completion."""
+    newline = tokenizer("\n")["input_ids"]
     trainer = trl.SFTTrainer(
         model=lora(model_for(tokenizer)),
-        args=trl.SFTConfig(**step(tmp_path), max_length=None),
-        train_dataset=Dataset.from_list(pairs),
+        args=trl.SFTConfig(**step(tmp_path), **sft_arguments("masked")),
+        train_dataset=masked(tokenizer).map(
+            lambda row: {name: row[name] + newline for name in ("input_ids", "labels")}
+        ),
         processing_class=tokenizer,
     )
     report = check_masks(trainer.train_dataset, tokenizer)

@@ -8,19 +8,16 @@ of what was found is printed at the end of the run; `python tests/packing/isolat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from testkit.isolation_matrix import GRADIENTS, LOGITS, NO_GRADIENTS, REFUSED, Examined, examine, table
-from testkit.tiny_models import CANNOT_BUILD, WINDOW, architectures
+from testkit.isolation_matrix import GRADIENTS, LOGITS, MAY_BE_REFUSED, NO_GRADIENTS, REFUSED, Examined, examine, table
+from testkit.tiny_models import PAGE, WINDOW, architectures, not_examined
 
 pytestmark = pytest.mark.slow
-
-DOCUMENT = Path(__file__).parents[3] / "docs" / "isolation-matrix.md"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def rows(request: pytest.FixtureRequest) -> Iterator[dict[str, Examined]]:
 def test_packed_documents_equal_documents_run_alone(name: str, rows: dict[str, Examined]) -> None:
     """P1, P3, P5, P6: logits, loss and gradients of every document, and no document moved by another."""
     row = rows[name] = examine(name)
-    assert row.refusal == REFUSED.get(name, ("",))[0]
+    assert row.refusal == REFUSED.get(name, ("",))[0] or (name, row.refusal) in MAY_BE_REFUSED
     _assert_exact(row)
 
 
@@ -93,26 +90,24 @@ def test_options_of_real_checkpoints_pack_exactly_too(name: str, changes: dict[s
     _assert_exact(examine(name, **changes))
 
 
-def test_nearly_every_architecture_is_built_and_the_others_are_named() -> None:
+def test_every_architecture_was_examined() -> None:
+    """What a newer transformers brings ends no run before somebody has looked at it, and is named at the end of each."""
+    if new := not_examined():
+        pytest.skip(f"not examined: {', '.join(new)}; `python tests/packing/isolation/matrix_table.py` does it")
+
+
+def test_nearly_every_architecture_is_built() -> None:
     assert len(architectures()) >= 160
-    assert set(architectures()) | set(CANNOT_BUILD) >= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    assert set(CANNOT_BUILD) <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
-def test_models_known_to_leak_or_raise_today_are_among_them() -> None:
-    known = (
-        "opt bloom mpt falcon mamba mamba2 gpt_oss jamba recurrent_gemma afmoe biogpt xglm falcon_mamba rwkv minimax"
-    )
-    assert set(known.split()) | {"qwen3_next", "falcon_h1", "nemotron_h", "llama4_text"} <= set(architectures())
 
 
 def test_the_table_in_the_docs_says_what_was_measured(rows: dict[str, Examined]) -> None:
     """Stale rows fail, where the installed transformers is the one that the document names."""
-    text = DOCUMENT.read_text()
+    text = PAGE.read_text(encoding="utf-8")
+    if f"transformers {transformers.__version__} " not in text:
+        pytest.skip(f"the page is of another transformers than {transformers.__version__}")
+    assert [n for n in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if f"| {n} |" not in text and f"- `{n}`" not in text] == []
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert set(architectures()) <= set(lines) or f"transformers {transformers.__version__}" not in text
-    if f"transformers {transformers.__version__}" in text:
-        for name, row in rows.items():
-            today, _, backend = (cell.strip() for cell in lines[name].split("|")[2:5])
-            assert today == row.today
-            assert backend.startswith("refused" if row.refusal else row.backend)
+    for name, row in rows.items():
+        today, _, backend = (cell.strip() for cell in lines[name].split("|")[2:5])
+        assert today == row.today
+        assert backend.startswith("refused" if row.refusal else row.backend)

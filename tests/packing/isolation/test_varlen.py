@@ -109,9 +109,18 @@ def test_the_layers_rule_is_kept_where_documents_straddle_it() -> None:
         assert gap(alone, run_packed(tiny.model, documents, gradients=False)).logits <= 1e-5
 
 
-def test_model_code_that_uses_the_ticket_as_a_mask_fails_loudly() -> None:
-    """Falcon adds the mask to its scores itself: NaN, never a silent leak."""
-    tiny = build("falcon")
+def test_model_code_that_uses_the_ticket_as_a_mask_fails_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention code of a model's own adds the mask to its scores (falcon's did): NaN, never a silent leak."""
+    tiny = build("llama")
+    for layer in tiny.model.model.layers:
+        own, projected = layer.self_attn.forward, layer.self_attn.o_proj
+
+        def forward(*args: Any, own: Any = own, projected: Any = projected, **kwargs: Any) -> Any:
+            ticket = kwargs["attention_mask"]
+            states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            return projected(states + ticket.float().mean()), None
+
+        monkeypatch.setattr(layer.self_attn, "forward", forward)
     install(tiny.model, Varlen())
     logits = run_packed(tiny.model, make_documents(LENGTHS, tiny.vocab_size), gradients=False).logits
     assert all(bool(one.isnan().all()) for one in logits)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.apply import isolate
@@ -35,11 +34,9 @@ REFUSED = {
     "cpmant": ("not_causal", "a prefix language model: every token of its prompt sees the whole prompt"),
 }
 """Architectures that cannot be packed: the code of the refusal, and why."""
-if transformers.__version__.startswith("5.16."):
-    REFUSED |= dict.fromkeys(
-        ("big_bird", "doge", "megatron-bert", "rembert", "roformer"),
-        ("not_causal", "transformers 5.16 builds it without its causal mask (5.23 does not)"),
-    )
+
+MAY_BE_REFUSED = {(name, "not_causal") for name in ("big_bird", "doge", "megatron-bert", "rembert", "roformer")}
+"""transformers 5.16 builds these without their causal mask, 5.23 with it."""
 
 NO_GRADIENTS = {
     "reformer": "trains on rows of one fixed length only, so no document could be run alone for its gradients",

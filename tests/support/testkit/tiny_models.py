@@ -7,12 +7,15 @@ kind that it can have (full, sliding, chunked, linear, dense, sparse …) where 
     >>> tiny.model.config.sliding_window, tiny.vocab_size
     (7, 96)
 
-`architectures()` names them all; `CANNOT_BUILD` says which cannot be built, and why.
+`architectures()` names those that were examined, `not_examined()` those that a newer transformers brought since, and
+`CANNOT_BUILD` says which cannot be built, and why.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +25,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sft_plugins.preflight.tiny_model.narrow import enlarge_weights, narrow
 from sft_plugins.preflight.tiny_model.sizes import SIZES, VOCAB, WINDOW
 
-__all__ = ["CANNOT_BUILD", "VOCAB", "WINDOW", "Tiny", "architectures", "build", "tiny_config"]
+__all__ = ["CANNOT_BUILD", "PAGE", "VOCAB", "WINDOW", "Tiny", "architectures", "build", "not_examined", "tiny_config"]
+
+PAGE = Path(__file__).parents[3] / "docs" / "isolation-matrix.md"
 
 _ATTENTION_KINDS = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW}
 _LINEAR_FULL = ["linear_attention", "full_attention"]
@@ -45,6 +50,12 @@ CHOICES: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "moe_intermediate_size": 48,
         "first_k_dense_replace": 1,
+    },
+    "dory": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 4,
+        "n_input_layers": 1,
+        "n_output_layers": 1,
     },
     "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
@@ -95,8 +106,19 @@ class Tiny:
 
 
 def architectures() -> list[str]:
-    """Names of the causal-LM mapping of the installed transformers that can be built here."""
-    return [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in CANNOT_BUILD]
+    """Names of the causal-LM mapping of the installed transformers that have their row on the page, exact or refused."""
+    return [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in _rows_of_the_page()]
+
+
+def not_examined() -> list[str]:
+    """Names of that mapping that nobody has looked at: `python tests/packing/isolation/matrix_table.py` does."""
+    return [n for n in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if n not in _rows_of_the_page() and n not in CANNOT_BUILD]
+
+
+@functools.cache
+def _rows_of_the_page() -> frozenset[str]:
+    rows = (line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| "))
+    return frozenset(cells[1].strip() for cells in rows) - {"architecture", "---"}
 
 
 def build(name: str, *, seed: int = 0, **changes: Any) -> Tiny:

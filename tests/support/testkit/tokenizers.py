@@ -307,7 +307,24 @@ def template_dir() -> Path:
 
 
 def template_names() -> list[str]:
-    return sorted(path.stem for path in template_dir().glob("*.jinja"))
+    """TRL's templates that have their row on the page."""
+    return sorted(_installed_templates() & _templates_of_the_page())
+
+
+def new_templates() -> list[str]:
+    """Those that a newer TRL brought since: `python tests/masking/test_template_matrix.py --write …` examines them."""
+    return sorted(_installed_templates() - _templates_of_the_page())
+
+
+def _installed_templates() -> set[str]:
+    return {path.stem for path in template_dir().glob("*.jinja")}
+
+
+@functools.cache
+def _templates_of_the_page() -> frozenset[str]:
+    page = Path(__file__).parents[3] / "docs" / "template-matrix.md"
+    table = page.read_text(encoding="utf-8").partition("\n## ")[0]
+    return frozenset(re.findall(r"^\| (\w+) \| \d", table, flags=re.M))
 
 
 def template_text(name: str) -> str:
