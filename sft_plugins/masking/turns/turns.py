@@ -221,19 +221,14 @@ def history_rewrite(index: int, why: str) -> MaskingError:
 
 
 def special_token_error(found: str, where: str, known: StopTokens, text: TextTokenizer) -> MaskingError:
-    remedy = (
-        "Clean the data: such text can forge a turn. "
-        '{special_tokens_in_content:special_tokens_in_content="allow"} trains it as it stands.'
-    )
-    if text.special[found] not in known.structural:
-        remedy = (
-            "It begins and ends no turn, so decide: {special_token:special_tokens_in_content=[that token]} trains it as a "
-            "token, or clean the data."
-        )
     return MaskingError(
         f"{where} holds the text of the special token {found!r}, which would be tokenised as that token.",
         code="special_token_in_content",
-        remedy=remedy,
+        remedy="Clean the data: such text can forge a turn. "
+        '{special_tokens_in_content:special_tokens_in_content="allow"} trains it as it stands.'
+        if text.special[found] in known.structural
+        else "It begins and ends no turn, so decide: {special_token:special_tokens_in_content=[that token]} trains it as a "
+        "token, or clean the data.",
     )
 
 
