@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / known_failures.PAGE).read_text(encoding="utf-8")
 # Numbers without a test yet. One that has a test fails here: the list only grows shorter.
 NOT_HELD = {
-    *(f"M{number}" for number in range(23, 41)),
-    *(f"P{number}" for number in (16, 17, *range(19, 25))),
-    *(f"C{number}" for number in range(11, 20)),
+    *["M40"],
+    *["P16", "P17", "P19", "P20", "P21", "P22", "P23", "P24"],
+    *["C11", "C12", "C13", "C14", "C15", "C16", "C17", "C18", "C19"],
 }
 
 
