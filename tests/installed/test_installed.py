@@ -174,4 +174,7 @@ def test_prompts_and_pages_come_from_the_installed_data(environment: Path, tmp_p
         environment / "sft-plugins", "inspect", "rows.jsonl", "--model", "model", "--html", "page.html", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "Hello there." in (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "<style>" in page
+    assert "</html>" in page
