@@ -10,18 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from sft_plugins._preserve import untouched
+from sft_plugins._preserve import _FOUR_BIT_SWITCH, untouched
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes (Axolotl's environment has it)")
 
 
-class SpoiltByEvaluation(bnb.nn.Linear4bit):
-    """What bitsandbytes does on some CPUs: a forward in evaluation mode packs the weights so that no gradient passes again."""
+class SpoiltByEvaluation(nn.Linear):
+    """What bitsandbytes does on some CPUs: while its switch is on, a forward in evaluation mode ends all gradients."""
 
     packed = False
 
+    def __init__(self, inputs: int, outputs: int, bias: bool, **_: Any) -> None:
+        super().__init__(inputs, outputs, bias=bias, dtype=torch.bfloat16)
+        setattr(self, _FOUR_BIT_SWITCH, True)
+
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        self.packed = self.packed or not self.training
+        self.packed = self.packed or (getattr(self, _FOUR_BIT_SWITCH) and not self.training)
         return super().forward(states).detach() if self.packed else super().forward(states)
 
 
