@@ -36,9 +36,6 @@ _MEANINGLESS = (
     "conversation",
 )
 
-# Axolotl's own, where an entry maps properties of messages and names no roles.
-_ROLES = {"user": ["human"], "assistant": ["gpt"]}
-
 
 @dataclass(frozen=True)
 class RowFields:
@@ -73,8 +70,7 @@ class RowFields:
         thinking = entry.get("field_thinking")
         if thinking:
             properties[entry.get("template_thinking_key") or "reasoning_content"] = thinking
-        named = entry.get("roles") or (_ROLES if entry.get("message_property_mappings") else {})
-        roles = {source: target for target, sources in named.items() for source in sources}
+        roles = {source: target for target, sources in (entry.get("roles") or {}).items() for source in sources}
         return cls(
             messages=entry.get("field_messages"),
             system=entry.get("field_system"),
@@ -103,12 +99,13 @@ class RowFields:
                 code="bad_schema",
                 remedy="Set `field_messages` to the column that holds them.",
             )
-        renamed: dict[str, Any] = {"messages": [self._message(message) for message in row[column]]}
+        # Other columns stay: the masker knows which of them have a meaning, and refuses those it may not ignore.
+        moved = {column, "messages", "conversations", self.system, self.tools}
+        renamed: dict[str, Any] = {key: value for key, value in row.items() if key not in moved}
+        renamed["messages"] = [self._message(message) for message in row[column]]
         for target, source in (("system", self.system), ("tools", self.tools)):
-            if source or target in row:
-                renamed[target] = row.get(source or target)
-        if "chat_template_kwargs" in row:
-            renamed["chat_template_kwargs"] = row["chat_template_kwargs"]
+            if source:
+                renamed[target] = row.get(source)
         return renamed
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ NAMES = {
     "special_tokens_in_content": f"`{KEY}.masking.special_tokens_in_content: allow`",
     "special_token": f"`{KEY}.masking.special_tokens_in_content: [that token]`",
     "reasoning": f"`{KEY}.masking.reasoning: inline` (in front of the answer, in <think> tags) or `drop` (counted)",
+    "ignore_columns": f"`{KEY}.masking.ignore_columns`",
+    "roles": f"`{KEY}.masking.roles`",
     "stop_tokens": "List the model's stop tokens in `eot_tokens:`",
     "one_stop_token": "list one token in `eot_tokens:`",
     "its_stop_token": "list it in `eot_tokens:`",

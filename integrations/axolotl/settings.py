@@ -70,6 +70,8 @@ class MaskingSettings(Section):
     thinking: Thinking = "auto"
     reasoning: Reasoning = "raise"
     overflow: Overflow = "raise"
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool", "tool_call"]] | None = None
+    ignore_columns: list[str] = Field(default_factory=list)
 
 
 class PackingSettings(Section):

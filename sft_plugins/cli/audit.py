@@ -33,6 +33,8 @@ def audit(
     special_tokens: options.SPECIAL_TOKENS = "raise",
     thinking: options.THINKING = "auto",
     reasoning: options.REASONING = "raise",
+    role: options.ROLE = None,
+    ignore_column: options.IGNORE_COLUMN = None,
     quiet: options.QUIET = False,
     as_json: options.JSON = False,
 ) -> None:
@@ -47,6 +49,8 @@ def audit(
             special_tokens=special_tokens,
             thinking=thinking,
             reasoning=reasoning,
+            role=role,
+            ignore_column=ignore_column,
             max_length=max_length,
             overflow=overflow,
         )

@@ -62,6 +62,8 @@ def pack(
     special_tokens: options.SPECIAL_TOKENS = "raise",
     thinking: options.THINKING = "auto",
     reasoning: options.REASONING = "raise",
+    role: options.ROLE = None,
+    ignore_column: options.IGNORE_COLUMN = None,
     quiet: options.QUIET = False,
     as_json: options.JSON = False,
 ) -> None:
@@ -77,6 +79,7 @@ def pack(
         keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
         masker = load_masker(
             out, model, train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning,
+            role=role, ignore_column=ignore_column,
             max_length=max_length if keeps_turns else None, overflow="keep_turns" if keeps_turns else "raise",
         )  # fmt: skip
         masked, masking = mask_with_bar(source, masker, out)

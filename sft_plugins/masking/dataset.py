@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.examples.columns import unread_columns
 from sft_plugins.masking.examples.roles import ROLES
 from sft_plugins.masking.examples.values import json_columns, with_json_read
 from sft_plugins.masking.masker import Outcome, PromptMasker
@@ -114,12 +115,13 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
         new_fingerprint=fingerprint,
         desc="Masking",
     )
-    return from_records(records, masker, rows_in=len(dataset))
+    return from_records(records, masker, rows_in=len(dataset), columns=dataset.column_names)
 
 
-def from_records(records: Dataset, masker: PromptMasker, *, rows_in: int) -> Masked:
-    """The rows to train on, out of the records (`RECORD`) of all `rows_in` rows of data, and their report."""
+def from_records(records: Dataset, masker: PromptMasker, *, rows_in: int, columns: Iterable[str]) -> Masked:
+    """The rows to train on, out of the records (`RECORD`) of all `rows_in` rows of data with `columns`, and their report."""
     report = _read_report(records.with_format("arrow"), masker, rows_in=rows_in)
+    report.unread_columns = unread_columns(columns, masker.reading)
     masked = records.select_columns(["input_ids", "labels"]).with_format(None)
     if report.failures:
         kept = np.flatnonzero(pa.compute.is_null(records.data["code"]).to_numpy())
@@ -263,6 +265,7 @@ def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
         if stored:
             examples = [with_json_read(example, stored) for example in examples]
         report.rows_in += len(examples)
+        report.unread_columns = unread_columns({*report.unread_columns, *batch}, masker.reading)
         records = to_records(masker.encode_batch(examples), indices, masker)
         _count_sources(report, records)
         rows = _absorb(report, records, masker)

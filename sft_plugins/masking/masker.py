@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -198,7 +198,7 @@ class PromptMasker:
                 form = self._forms.choose(parsed)
                 turns = plan_turns(form.of(parsed), self._modes, self._text, self._known, self.options)
                 self._coverage.check(turns)
-                return turns
+                return [replace(turn, changes=turn.changes + form.changes) for turn in turns] if form.changes else turns
             if isinstance(parsed, TextPair):
                 return plan_pair(parsed, self._text, self._known, self.options)
             if parsed.assistant_mask and self.options.train_on == "all":

@@ -20,6 +20,10 @@ CHANGES = {
     "reasoning_inlined": "reasoning that the template does not know, put in front of the answer",
     "reasoning_dropped": "reasoning that the template does not know, left out",
     "greeting_untrained": "an assistant's greeting opens the conversation: context, without loss",
+    "text_as_parts": "text given to the template as a list of one part, the form that it renders",
+    "arguments_as_text": "arguments of calls given to the template as JSON text, the form that it renders",
+    "tools_wrapped": "schemas of tools given to the template as {type: function, function: …}, the form that it renders",
+    "content_empty": "messages without content given to the template with an empty one",
 }
 
 
@@ -75,6 +79,7 @@ class MaskReport:
         stop_tokens: how often each id ended a supervised run.
         longest: `(row, tokens)` of the longest rows out.
         modes: supervised turns by the mode of the template that gives their prompt; empty where templates have one.
+        unread_columns: columns of the data of which nothing is known, so that they had no effect.
         changes: turns by what was done so that they are exact, `CHANGES` says what each means.
     """
 
@@ -96,6 +101,7 @@ class MaskReport:
     repeated_prefixes: RepeatedPrefixes | None = None
     modes: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
+    unread_columns: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -235,6 +241,8 @@ def _table(report: MaskReport) -> Any:
         )
     for code, failures in sorted(report.failures.items(), key=lambda item: -item[1].count):
         add(code, f"{failures.count:,} (rows {failures.places}): {failures.example}", style="red")
+    if report.unread_columns:
+        add("columns not read", ", ".join(report.unread_columns))
     for note in report.notes:
         add("note", note)
     return table

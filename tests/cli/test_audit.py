@@ -236,3 +236,13 @@ def test_an_unusable_model_is_exit_code_2_and_a_message(name: str, code: str, tm
 def test_quiet_leaves_the_exit_code_to_tell(model: Path, tmp_path: Path) -> None:
     done = invoke("audit", write_jsonl(tmp_path / "rows.jsonl", faulty()[:12]), "--model", model, "--quiet")
     assert (done.exit_code, done.output) == (1, "")
+
+
+def test_columns_may_be_ignored_and_names_of_speakers_given(model: Path, tmp_path: Path) -> None:
+    said = [{"role": "critic", "content": "Well?"}, {"role": "assistant", "content": "Yes."}]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"messages": said, "context": "In Paris.", "id": 7}])
+    options = ("--model", model, "--role", "critic=user")
+    assert audited(rows, *options)[0] == 1
+    code, found = audited(rows, *options, "--ignore-column", "context")
+    assert (code, found["report"]["unread_columns"]) == (0, ["id"])
+    assert audited(rows, "--model", model, "--role", "critic", "--ignore-column", "context")[0] == 2

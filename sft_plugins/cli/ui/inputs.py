@@ -35,6 +35,8 @@ def load_masker(
     special_tokens: str,
     thinking: Thinking,
     reasoning: Reasoning,
+    role: list[str] | None,
+    ignore_column: list[str] | None,
     max_length: int | None,
     overflow: Overflow,
 ) -> PromptMasker:
@@ -43,10 +45,12 @@ def load_masker(
         from sft_plugins.masking import PromptMasker
         from sft_plugins.preflight import load_tokenizer
 
+        roles = {name: meaning for name, _, meaning in (one.partition("=") for one in role or ())}
         return PromptMasker(
             load_tokenizer(model), train_on=train_on, errors="drop",
             special_tokens_in_content=special_tokens if special_tokens in words(SpecialTokens) else special_tokens.split(","),
             thinking=thinking, reasoning=reasoning, max_length=max_length, overflow=overflow,
+            roles=roles, ignore_columns=ignore_column or (),
         )  # fmt: skip
 
 

@@ -50,6 +50,14 @@ REASONING = Annotated[
     Reasoning,
     typer.Option(help="Reasoning that a template does not know: refused, put before the answer, or left out."),
 ]
+ROLE = Annotated[
+    list[str] | None,
+    typer.Option("--role", help="What a further name of a speaker means, as critic=user; as often as needed."),
+]
+IGNORE_COLUMN = Annotated[
+    list[str] | None,
+    typer.Option("--ignore-column", help="A column, or a key of messages, that is not looked at; as often as needed."),
+]
 
 # --- where it runs, and what is written -------------------------------------------------------------------------------
 

@@ -59,13 +59,13 @@ class Form(NamedTuple):
         return made
 
     @property
-    def changed(self) -> list[str]:
-        """In words, what is given otherwise than usual."""
-        words = {
-            "text as parts": bool(self.parts), "arguments as JSON text": self.json_arguments,
-            "tools wrapped as functions": self.wrapped_tools, "empty content": self.empty_content,
+    def changes(self) -> tuple[str, ...]:
+        """What is given otherwise than usual, by its name in the report's `CHANGES`."""
+        given = {
+            "text_as_parts": bool(self.parts), "arguments_as_text": self.json_arguments,
+            "tools_wrapped": self.wrapped_tools, "content_empty": self.empty_content,
         }  # fmt: skip
-        return [name for name, given in words.items() if given]
+        return tuple(name for name, changed in given.items() if changed)
 
 
 class Forms:
@@ -117,7 +117,7 @@ def _candidates(conversation: Conversation, end: int) -> Iterator[Form]:
         (False, True) if needed else (False,) for needed in (calls, bare_tools, no_content)
     )
     forms = [Form(parts, *others) for parts in _PART_ROLES for others in product(*choices)]
-    yield from sorted(forms, key=lambda form: len(form.changed))
+    yield from sorted(forms, key=lambda form: len(form.changes))
 
 
 def _with_json_arguments(call: Message) -> Message:

@@ -16,6 +16,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.coverage.planting import DOCUMENTS, MARK, TOOLS, Slot, outline, plant
 from sft_plugins.masking.coverage.skeleton import Skeleton, Span
 from sft_plugins.masking.examples.formats import Conversation
+from sft_plugins.masking.examples.values import ignoring
 from sft_plugins.masking.turns.template import ChatRenderer
 from sft_plugins.masking.turns.turns import Turn
 
@@ -142,13 +143,16 @@ def _lost(slots: Sequence[Slot], spans: Sequence[Span], turns: Sequence[Turn]) -
 
 
 def _content_lost(slot: Slot, conversation: Conversation) -> MaskingError:
-    where = {TOOLS: "`tools`", DOCUMENTS: "`documents`"}.get(slot.owner)
-    remedy = "Pass a `chat_template` that renders them, or name the column in ignore_columns=[…] to train without."
-    if where is None:
+    column = {TOOLS: "tools", DOCUMENTS: "documents"}.get(slot.owner)
+    way = "{a_chat_template:pass a `chat_template`} that renders it"
+    if column:
+        where = f"`{column}`"
+        remedy = f"To train with it, {way}; else name the column in {ignoring(column)}."
+    else:
         where = f"message {slot.owner} ({conversation.messages[slot.owner]['role']})"
         remedy = (
-            "The template drops or rewrites this part (a role it does not know, reasoning, calls or results?). Pass a "
-            "`chat_template` that renders it, give the message another role with roles={…}, or take it out of the data."
+            "The template drops or rewrites this part (a role it does not know, reasoning, calls or results?): "
+            f"{way}, give the message another role with {{roles:roles=…}}, or take it out of the data."
         )
     return MaskingError(
         f"{where}: the chat template does not render the {slot.what} {str(slot.text)[:60]!r} of the data.",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft_plugins.masking.examples.flags import AMBIGUOUS_FLAGS, FLAGS, PREFERENCES, TOKEN_WEIGHTS, VERDICTS
-from sft_plugins.masking.examples.values import is_blank, leaves, read_json, schema_error
+from sft_plugins.masking.examples.values import ignoring, is_blank, leaves, read_json, schema_error
 
 SYSTEM = ("system", "system_prompt", "system_message")
 # Switches of chat templates that people give a column each; `documents` is an argument of `apply_chat_template`.
@@ -126,7 +126,7 @@ def check_beside_conversation(
             why = "belongs to a prompt" if key in _PROMPT else "is a variable of the chat template"
             raise schema_error(
                 f"the row has a column `{key}`, which {why} and is not read.",
-                f"Write it into a message or into `chat_template_kwargs`, or name it in ignore_columns=[{key!r}].",
+                f"Write it into a message or into `chat_template_kwargs`, or name it in {ignoring(key)}.",
             )
 
 
@@ -143,8 +143,7 @@ def check_beside_text(row: Mapping[str, Any], form: tuple[str, ...], texts: list
         if key in row and key not in form and not is_blank(row[key]):
             raise schema_error(
                 f"the row has a `{key}` column, and a prompt that is trained as it stands has no place for it.",
-                "Put the text into the prompt, give the row as `messages`, or name the column in "
-                f"ignore_columns=[{key!r}].",
+                f"Put the text into the prompt, give the row as `messages`, or name the column in {ignoring(key)}.",
             )
 
 
@@ -154,7 +153,7 @@ def _refuse_media(row: Mapping[str, Any]) -> None:
             raise schema_error(
                 f"the row has `{name}`, and only text is supported.",
                 "Fine-tune vision and audio models with their own collator, or name the column in "
-                f"ignore_columns=[{name!r}] to train on the text alone.",
+                f"{ignoring(name)} to train on the text alone.",
             )
 
 
@@ -167,7 +166,7 @@ def _refuse_other_forms(row: Mapping[str, Any], form: tuple[str, ...], texts: li
             raise schema_error(
                 f"the row has `{key}` beside {' and '.join(f'`{name}`' for name in form)}, and the conversation does "
                 f"not hold its text {missing[0][:60]!r}.",
-                f"Give one form per row, or name the column in ignore_columns=[{key!r}].",
+                f"Give one form per row, or name the column in {ignoring(key)}.",
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sft_plugins.masking.examples.values import is_blank, schema_error
+from sft_plugins.masking.examples.values import ignoring, is_blank, schema_error
 
 _BOOLS = (False, True)
 # Spelling → the values it may have. Those that are also numbers take 0 and 1 as numbers alone, no text.
@@ -51,7 +51,7 @@ def train_flag(message: Mapping[str, Any], where: str, *, role: str) -> bool | N
         if key in message and not is_blank(message[key]):
             raise schema_error(
                 f"{where} has `{key}`={message[key]!r}, which says what is trained in more than one way.",
-                "Write `train`: true or false for the message, or name the key in ignore_columns=[…].",
+                f"Write `train`: true or false for the message, or name the key in {ignoring(key)}.",
             )
     if len(set(said.values())) > 1:
         raise schema_error(f"{where} contradicts itself: {said}.", "Keep one of these keys.")
@@ -59,7 +59,7 @@ def train_flag(message: Mapping[str, Any], where: str, *, role: str) -> bool | N
     if wanted and role != "assistant":
         raise schema_error(
             f"{where} has `{wanted[0]}`={message[wanted[0]]!r}, but only assistant turns carry loss.",
-            f"Remove it there, or name it in ignore_columns=[{wanted[0]!r}] to train all assistant turns.",
+            f"Remove it there, or name it in {ignoring(wanted[0])} to train all assistant turns.",
         )
     return next(iter(said.values()), None)
 
@@ -74,12 +74,12 @@ def check_row_flags(row: Mapping[str, Any]) -> None:
             continue
         raise schema_error(
             f"the row has `{key}`={value!r}, as preference data (KTO) marks an answer that is not wanted.",
-            f"Keep the rows whose {key} is true, or name it in ignore_columns=[{key!r}] to train on all of them.",
+            f"Keep the rows whose {key} is true, or name it in {ignoring(key)} to train on all of them.",
         )
     if found := _filled(row, PREFERENCES):
         raise schema_error(
             f"the row has `{found[0]}` beside its conversation, as preference data does: two answers, of which one is wanted.",
-            f"Give the wanted answer as `messages` or `completion`, and name the others in ignore_columns={found!r}.",
+            f"Give the wanted answer as `messages` or `completion`, and name the others in {ignoring(*found)}.",
         )
     for key in (*FLAGS, *AMBIGUOUS_FLAGS, *TOKEN_WEIGHTS):
         value = row.get(key)
@@ -88,7 +88,7 @@ def check_row_flags(row: Mapping[str, Any]) -> None:
         raise schema_error(
             f"the row has `{key}`={str(value)[:60]}, which would decide what is trained.",
             "Say it per message (`train`: false), with `labels`, `completion_mask` or `assistant_masks` for tokenised rows, or "
-            f"name it in ignore_columns=[{key!r}].",
+            f"name it in {ignoring(key)}.",
         )
 
 

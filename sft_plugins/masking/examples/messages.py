@@ -20,7 +20,7 @@ from sft_plugins.masking.examples.tools import (
     read_written_calls,
     tool_call_texts,
 )
-from sft_plugins.masking.examples.values import drop_none, is_blank, leaves, schema_error
+from sft_plugins.masking.examples.values import drop_none, ignoring, is_blank, leaves, schema_error
 
 Message: TypeAlias = dict[str, Any]
 
@@ -111,7 +111,7 @@ def _read(raw: Mapping[str, Any], index: int, role: str) -> Said:
         if key in message and not is_blank(message[key]):
             raise schema_error(
                 f"{where} has `{key}`, which no chat template renders from there.",
-                f"Write it into `content` or `tool_calls`, or name it in ignore_columns=[{key!r}].",
+                f"Write it into `content` or `tool_calls`, or name it in {ignoring(key)}.",
             )
     if content.text is None and not calls and not reasoning_texts(message):
         raise schema_error(f"{where} has no content.", "Give it a string, or remove the message.")

@@ -44,5 +44,5 @@ def role_of(message: Mapping[str, Any], index: int, given: Mapping[str, str]) ->
             return "tool"
     raise schema_error(
         f"message {index} has the unknown role {name!r} under `{key}`; known: {', '.join(_NAMES)}.",
-        "Rename it, or say what it means with roles={'name': 'role'}: a misspelt role would train nothing.",
+        "Rename it, or say what it means with {roles:roles=…}: a misspelt role would train nothing.",
     )

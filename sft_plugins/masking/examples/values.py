@@ -98,6 +98,11 @@ def schema_error(message: str, remedy: str) -> MaskingError:
     return MaskingError(message, code="bad_schema", remedy=remedy)
 
 
+def ignoring(*names: str) -> str:
+    """For a remedy: the option that leaves columns, or keys of messages, out."""
+    return f"{{ignore_columns:ignore_columns={list(names)!r}}}"
+
+
 def too_deep(where: str) -> MaskingError:
     return schema_error(f"{where} is nested too deeply to be read.", "Flatten it, or drop the row.")
 

@@ -165,16 +165,18 @@ def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], 
 
     file = scratch_folder() / "masked.arrow"
     rows_in = 0
+    columns: set[str] = set()
     rows = source.rows()
     with writing_scratch(file), ArrowWriter(path=str(file), features=RECORD) as writer:
         while batch := _next_rows(source, rows):
             records = to_records(masker.encode_batch(batch), list(range(rows_in, rows_in + len(batch))), masker)
             writer.write_table(records)
             rows_in += len(batch)
+            columns.update(*batch)
             if advance is not None:
                 advance(len(batch))
         writer.finalize()
-    return from_records(Dataset.from_file(str(file)), masker, rows_in=rows_in)
+    return from_records(Dataset.from_file(str(file)), masker, rows_in=rows_in, columns=columns)
 
 
 def _next_rows(source: Source, rows: Iterator[Row]) -> list[Row]:

@@ -114,6 +114,7 @@ def test_fields_are_renamed_and_the_rest_is_kept() -> None:
         "id": 7,
     }
     assert fields.rename(row) == {
+        "id": 7,
         "system": "Be kind.",
         "messages": [
             {"role": "user", "content": "Hi", "reasoning_content": None},
@@ -127,6 +128,12 @@ def test_columns_beside_the_messages_keep_their_names_where_none_are_given() -> 
     row = {"dialog": [], "system": "Be kind.", "tools": [], "chat_template_kwargs": {"enable_thinking": False}}
     renamed = RowFields.of({"field_messages": "dialog"}).rename(row)
     assert renamed == {"messages": row.pop("dialog"), **row}
+
+
+def test_columns_that_nobody_renames_stay_for_the_masker_to_judge() -> None:
+    """M28: a column of the prompt is not lost on the way."""
+    renamed = RowFields.of({"field_messages": "dialog"}).rename({"dialog": [], "context": "In Paris.", "label": False})
+    assert renamed == {"messages": [], "context": "In Paris.", "label": False}
 
 
 def test_axolotls_own_defaults_change_nothing() -> None:
