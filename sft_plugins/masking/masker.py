@@ -23,6 +23,7 @@ from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
 from sft_plugins.masking.examples.columns import Reading
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
+from sft_plugins.masking.examples.values import too_deep
 from sft_plugins.masking.headers import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.labels import Assembler, MaskedExample
@@ -206,6 +207,8 @@ class PromptMasker:
             return Outcome([MaskedExample(parsed.input_ids, parsed.labels)], [])
         except MaskingError as error:
             return Outcome([], [error])
+        except RecursionError:
+            return Outcome([], [too_deep("the row")])
 
     def _assembled(self, turns: list[Turn], ids: list[TurnIds]) -> Outcome:
         try:

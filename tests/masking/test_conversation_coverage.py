@@ -272,6 +272,30 @@ def test_m30_a_stream_gives_rows_of_one_schema() -> None:
     assert report.dropped_rows == 1
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"properties": {"a": value}}
+    return value
+
+
+@pytest.mark.parametrize("depth", [30, 100, 150, 200, 240, 300, 3000])
+def test_m31_a_schema_of_any_depth_is_a_row_or_our_error(depth: int) -> None:
+    """M31: wherever the recursion ends, it ends in an error of ours."""
+    row = {"messages": PLAIN, "tools": [{"name": "f", "parameters": nested(depth)}]}
+    by = PromptMasker(tokenizer_for_template("qwen3"))
+    try:
+        assert by.encode(row)
+    except MaskingError as error:
+        assert depth >= 100 and error.code in ("bad_schema", "template_error")  # noqa: PT017, PT018
+
+
+def test_m31_names_that_are_numbers_are_rendered_or_refused() -> None:
+    """M31: Python mappings may have them; JSON writes them as text."""
+    row = {"messages": PLAIN, "tools": [{"name": "f", "parameters": {"properties": {1: {}, "b": {}}}}]}
+    assert PromptMasker(tokenizer_for_template("qwen3")).encode(row)
+
+
 DEEP = "[" * 2000 + "]" * 2000
 BARE_EXCEPTIONS: list[dict[str, Any]] = [
     {"messages": PLAIN, "tools": ["name"]},

@@ -197,7 +197,9 @@ class _Planting:
         properties = schema.get("properties")
         names: dict[str, Any] = {}
         if isinstance(properties, Mapping):
-            names = {key: self.mark(TOOLS, "parameter", key) for key in sorted(properties, key=str.lower)}
+            names = {
+                key: self.mark(TOOLS, "parameter", key) for key in sorted(properties, key=lambda key: str(key).lower())
+            }
         made: dict[str, Any] = {}
         for key, value in schema.items():
             if key == "properties" and names:

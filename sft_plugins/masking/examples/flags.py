@@ -11,17 +11,7 @@ from typing import Any
 
 from sft_plugins.masking.examples.values import ignoring, is_blank, schema_error
 
-_BOOLS = (False, True)
-# Spelling → the values it may have. Those that are also numbers take 0 and 1 as numbers alone, no text.
-FLAGS: dict[str, tuple[Any, ...]] = {
-    "weight": (0, 1),
-    "train": _BOOLS,
-    "training": _BOOLS,
-    "trainable": _BOOLS,
-    "loss": _BOOLS,
-    "loss_scale": (0, 1),
-    "loss_mask": (0, 1),
-}
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_scale", "loss_mask")
 # Their documentation says that they have no meaning for messages of other roles.
 _ASSISTANT_ONLY = ("loss", "loss_scale")
 # Of these, some people's yes is other people's no, or they ask for parts of a turn.
@@ -42,8 +32,8 @@ def train_flag(message: Mapping[str, Any], where: str, *, role: str) -> bool | N
         MaskingError: `bad_schema` for other values, spellings that contradict each other, and loss on other roles.
     """
     said: dict[str, bool] = {}
-    for key in FLAGS.keys() & message.keys():
-        value = message[key]
+    for key in FLAGS:
+        value = message.get(key)
         if value is None:
             continue
         said[key] = _flag(key, value, where)
@@ -93,12 +83,11 @@ def check_row_flags(row: Mapping[str, Any]) -> None:
 
 
 def _flag(key: str, value: Any, where: str) -> bool:
-    allowed = FLAGS[key]
-    # A bool is a number to Python, and `loss_mask` and `weight` are written both ways.
-    if isinstance(value, (bool, int, float)) and value in allowed and (allowed == (0, 1) or isinstance(value, bool)):
+    # A bool is a number to Python, and people write both; text is neither.
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
     raise schema_error(
-        f"{where} has `{key}`={value!r}; allowed: {allowed[0]!r} or {allowed[1]!r}.",
+        f"{where} has `{key}`={value!r}; allowed: false or true, 0 or 1.",
         "Fractional weights are not supported: a token either carries loss or does not.",
     )
 
