@@ -12,7 +12,6 @@ PAGE = (ROOT / known_failures.PAGE).read_text(encoding="utf-8")
 NOT_HELD = {
     *["M40"],
     *["P16", "P17", "P19", "P20", "P21", "P22", "P23", "P24"],
-    *["C11", "C12", "C13", "C14", "C15", "C16", "C17", "C18", "C19"],
 }
 
 

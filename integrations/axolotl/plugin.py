@@ -254,5 +254,9 @@ def collapse_callback(settings: CollapseSettings, tokenizer: Any, heldout: Any) 
         budget=None if settings.budget == "off" else settings.budget,
         max_eval_pairs=settings.max_eval_pairs,
         detector=settings.detector_config(),
+        boilerplate=settings.boilerplate,
+        tools=settings.tools,
+        chat_template_kwargs=settings.chat_template_kwargs,
+        stop_token_ids=settings.stop_token_ids,
         report=settings.report,
     )

@@ -99,7 +99,10 @@ class CollapseSettings(Section):
         prompts: `builtin`, or the path of a JSONL file.
         heldout: whether the evaluation rows (`val_set_size`, `test_datasets`) give held-out loss, calibration and forks.
         baseline: `auto`, the path of a baseline file, or `off`.
-        embedder: `auto`, `model`, or `off`.
+        embedder: `auto`, `model`, `off`, or the name or folder of a sentence-transformers model.
+        boilerplate: regular expressions of refusals; the word `builtin` stands for those built in.
+        chat_template_kwargs, tools: as in rows of data, for every prompt that carries none of its own.
+        stop_token_ids: ids that end an answer, in place of those that the tokenizer and its template tell.
         budget: largest share of wall time, or `off` for no limit.
         detector: fields of `DetectorConfig` by name.
     """
@@ -111,11 +114,15 @@ class CollapseSettings(Section):
     max_new_tokens: int = Field(default=128, ge=1)
     max_eval_pairs: int = Field(default=64, ge=1)
     baseline: Annotated[str, BeforeValidator(_off_as_word)] = "auto"
-    embedder: Annotated[Literal["auto", "model", "off"], BeforeValidator(_off_as_word)] = "auto"
+    embedder: Annotated[str, BeforeValidator(_off_as_word)] = "auto"
     on_collapse: Literal["warn", "stop"] = "warn"
     output_dir: str | None = None
     seed: int = 0
     budget: Annotated[Literal["off"] | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_off_as_word)] = 0.03
+    boilerplate: list[str] = Field(default_factory=lambda: ["builtin"])
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    stop_token_ids: list[int] | None = None
     report: bool = True
     detector: dict[str, float] = Field(default_factory=dict)
 

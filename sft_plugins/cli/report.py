@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.inputs import step
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_NO_VERDICT, Output
 from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Examples: sft-plugins report runs/masked | sft-plugins report runs/a runs/b --html compare.html | "
-    "sft-plugins report runs/masked/collapse/history.jsonl --json. Exit codes: 0 no run is at warn or critical, "
-    "1 one is, 2 unusable input."
+    "sft-plugins report runs/masked/collapse/history.jsonl --json. Exit codes: 0 every run was judged and none is at "
+    "warn or critical, 1 one is, 2 unusable input, 3 of a run there is no verdict."
 )
 HISTORY = "history.jsonl"
 _PLACES = (HISTORY, f"collapse/{HISTORY}", f"*/{HISTORY}", f"*/collapse/{HISTORY}")
@@ -76,10 +76,11 @@ def report(
                 write_page(html, page(found))
             out.console.print(Text(f"page written to {html}"))
         alarm = any(run.report.status in ("warn", "critical") for run in found)
+        blind = any(run.report.status == "blind" for run in found)
         out.emit(
             {
                 "command": "report",
-                "ok": not alarm,
+                "ok": not alarm and not blind,
                 "runs": [
                     {"run": run.name, "history": run.path, "ended": run.ended, "report": run.report.to_json()}
                     for run in found
@@ -88,6 +89,8 @@ def report(
         )
     if alarm:
         raise typer.Exit(EXIT_FINDINGS)
+    if blind:
+        raise typer.Exit(EXIT_NO_VERDICT)
 
 
 def find_histories(place: Path) -> list[Path]:
@@ -174,7 +177,7 @@ def _one(run: Run) -> list[RenderableType]:
     words, style = VERDICTS[summary.status]
     facts = Table.grid(padding=(0, 2))
     for title, value in _facts(run).items():
-        facts.add_row(Text(title, "bright_black"), value)
+        facts.add_row(Text(title, "bright_black"), Text(value))
     lines: list[RenderableType] = [Text.assemble((f" {words} ", style), " ", (run.name, "bold"))]
     lines += [Text(summary.headline, "bold"), facts, *_findings(summary)]
     if summary.figures:
@@ -201,7 +204,7 @@ def _several(runs: list[Run]) -> list[RenderableType]:
         words, style = VERDICTS[run.report.status]
         facts = _facts(run)
         at = f"{run.report.step}" + ("" if run.ended else ", open")
-        table.add_row(run.name, Text(words, style), facts["Variety kept"], facts["First alarm"], at)
+        table.add_row(Text(run.name), Text(words, style), facts["Variety kept"], facts["First alarm"], at)
     figures = Table(title="Figures, before training → now", title_justify="left")
     figures.add_column("figure", overflow="fold")
     for run in runs:

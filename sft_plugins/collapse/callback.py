@@ -1,6 +1,6 @@
 """`ModeCollapseCallback`: watches how far a model's entropy and variety fall below where training started.
 
-First law: the run is the same, bit for bit, as without the callback (weights, optimizer, log history but for added
+The run is the same, bit for bit, as without the callback (weights, optimizer, log history but for added
 records). What moves in a probe is put back before anything else happens (`_preserve.py`); logging goes around the host's
 own metrics (`trainer_log.py`); every failure after step 0 ends the probe, not the training, and every failure before it
 stops the run from starting with a watcher that cannot see.
@@ -12,22 +12,24 @@ stops the run from starting with a watcher that cannot see.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sft_plugins._models import is_sharded
 from sft_plugins._preserve import untouched
 from sft_plugins.collapse.detect.verdict import DetectorConfig, Verdict
 from sft_plugins.collapse.distributed import Ranks, is_out_of_memory
-from sft_plugins.collapse.history import config_hash, plain
-from sft_plugins.collapse.metrics.homogeneity import BOILERPLATE
+from sft_plugins.collapse.metrics.refusals import BUILTIN, boilerplate_patterns
 from sft_plugins.collapse.monitor import Monitor, ProbeResult
+from sft_plugins.collapse.options import WatchOptions
 from sft_plugins.collapse.probe.figures import PREFIX
 from sft_plugins.collapse.probe.probe import Prober
 from sft_plugins.collapse.probe.prompts import load_prompts
@@ -38,7 +40,6 @@ from sft_plugins.errors import CollapseError
 __all__ = ["ModeCollapseCallback"]
 
 logger = logging.getLogger(__name__)
-_ON_COLLAPSE = ("warn", "stop")
 _HALVINGS = 3
 
 
@@ -58,9 +59,10 @@ class ModeCollapseCallback(TrainerCallback):
         max_new_tokens: longest answer, in tokens.
         baseline: what is compared with: `"auto"` (the adapter off, or the model as training begins, kept on disk), the
             path of a baseline file, or None for nothing, and then no alarm.
-        embedder: what tells meanings apart: `"auto"` (the sentence encoder of the extra `semantic`, else as `"model"`),
-            `"model"` (hidden states of the base under a LoRA adapter), a function or an object with `.encode` from N
-            strings to an array `[N, D]`, or None for nothing, and then no alarm.
+        embedder: what tells meanings apart: `"auto"` (the English sentence encoder of the extra `semantic`; where it is
+            missing or cannot read the answers, as `"model"`), `"model"` (hidden states of the base under a LoRA adapter),
+            the name or folder of a sentence-transformers model (a multilingual one, say), a function or an object with
+            `.encode` from N strings to an array `[N, D]`, or None for nothing, and then no alarm.
         on_collapse: `"warn"` prints; `"stop"` also ends training at a confirmed `critical`; a callable is given the
             `Verdict` whenever its level is `warn` or `critical`.
         output_dir: for history, baseline and report; None for `<training output_dir>/collapse`.
@@ -69,7 +71,10 @@ class ModeCollapseCallback(TrainerCallback):
             most.
         max_eval_pairs: how many of `eval_pairs` are read at each probe.
         detector: bands, persistence and resampling; `DetectorConfig()` if left out.
-        boilerplate: regular expressions of refusals and empty phrases.
+        boilerplate: regular expressions of refusals and empty phrases; the word `"builtin"` stands for those built in.
+        tools, chat_template_kwargs: what rows of data carry for the chat template (`{"enable_thinking": False}`), for every
+            prompt that carries none of its own.
+        stop_token_ids: ids that end an answer, as for `PromptMasker`; None for what the tokenizer and its template tell.
         report: whether `report.html` and its pictures are written at the end.
         clock: gives seconds; for tests.
 
@@ -94,45 +99,38 @@ class ModeCollapseCallback(TrainerCallback):
         budget: float | None = 0.03,
         max_eval_pairs: int = 64,
         detector: DetectorConfig | None = None,
-        boilerplate: Sequence[str] = BOILERPLATE,
+        boilerplate: Sequence[str] = (BUILTIN,),
+        tools: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        stop_token_ids: Iterable[int] | None = None,
         report: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _at_least("samples_per_prompt", samples_per_prompt, 2, "one answer per prompt has no variety to measure")
-        _at_least("max_new_tokens", max_new_tokens, 1)
-        _at_least("max_eval_pairs", max_eval_pairs, 1)
-        if every_steps is not None:
-            _at_least("every_steps", every_steps, 1)
-        if budget is not None and not 0 < budget <= 1:
-            raise CollapseError(
-                f"budget is {budget}; expected a share in (0, 1], or None",
-                code="bad_option",
-                remedy="{budget:pass 0.03 for 3% of the wall time, None for no limit}",
-            )
-        if not callable(on_collapse) and on_collapse not in _ON_COLLAPSE:
-            raise CollapseError(
-                f"on_collapse is {on_collapse!r}; allowed: 'warn', 'stop', or a callable",
-                code="bad_option",
-                remedy="to do something of your own, pass a function of the verdict",
-            )
+        self._options = WatchOptions(
+            eval_pairs=eval_pairs,
+            every_steps=every_steps,
+            samples_per_prompt=samples_per_prompt,
+            max_new_tokens=max_new_tokens,
+            baseline=baseline,
+            embedder=embedder,
+            on_collapse=on_collapse,
+            output_dir=output_dir,
+            seed=seed,
+            budget=budget,
+            max_eval_pairs=max_eval_pairs,
+            detector=detector or DetectorConfig(),
+            patterns=boilerplate_patterns(boilerplate),
+            stop_token_ids=None if stop_token_ids is None else tuple(stop_token_ids),
+            report=report,
+        )
         if tokenizer is None or not callable(tokenizer) or not hasattr(tokenizer, "decode"):
             raise CollapseError(
                 f"tokenizer is {type(tokenizer).__name__}, not a tokenizer",
                 code="bad_option",
                 remedy="pass the tokenizer that training uses, as AutoTokenizer.from_pretrained gives it",
             )
-        self.prompts = load_prompts(prompts)
-        self._tokenizer, self._eval_pairs, self._on_collapse = tokenizer, eval_pairs, on_collapse
-        self._baseline, self._embedder, self._output_dir = baseline, embedder, output_dir
-        self._every_steps, self._budget, self._clock, self._report = every_steps, budget, clock, report
-        self._detector = detector or DetectorConfig()
-        self._options: dict[str, Any] = {
-            "max_eval_pairs": max_eval_pairs,
-            "samples_per_prompt": samples_per_prompt,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-            "patterns": tuple(boilerplate),
-        }
+        self.prompts = load_prompts(prompts, tools=tools, chat_template_kwargs=chat_template_kwargs)
+        self._tokenizer, self._clock = tokenizer, clock
         self._trainer: weakref.ref[Trainer] | None = None
         self._monitor: Monitor | None = None
         self._active = False
@@ -209,12 +207,17 @@ class ModeCollapseCallback(TrainerCallback):
             self._look(state, control, model, final=_is_last(state, control))
 
     def on_train_end(
-        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
         if not self._active or self._monitor is None:
             return
-        if state.global_step > self._monitor.start_step:
-            self._look(state, control, model, final=True)
+        step = _step_of_the_weights(args, state)
+        if step > self._monitor.start_step:
+            self._look(state, control, model, final=True, step=step)
+        if step != state.global_step:
+            self._console.say(
+                f"collapse: the trainer has put the weights of step {step} back; the last look is at those."
+            )
         self._guarded("end", state, lambda: self._finish(state))
         self._active = False
 
@@ -232,8 +235,8 @@ class ModeCollapseCallback(TrainerCallback):
             self._console.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
         self._schedule = Schedule(
             max_steps=state.max_steps,
-            every_steps=self._every_steps,
-            budget=self._budget,
+            every_steps=self._options.every_steps,
+            budget=self._options.budget,
             start_step=state.global_step,
             started=began,
             clock=self._clock,
@@ -243,21 +246,22 @@ class ModeCollapseCallback(TrainerCallback):
                 model,
                 self._tokenizer,
                 self.prompts,
-                eval_pairs=self._eval_pairs,
                 ranks=self._ranks,
                 show=first and not args.disable_tqdm,
-                **self._options,
+                **self._options.of_probes,
             )
         prober.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         monitor = Monitor(
             prober,
             ranks=self._ranks,
-            folder=Path(self._output_dir) if self._output_dir else Path(args.output_dir or ".") / "collapse",
+            folder=Path(self._options.output_dir)
+            if self._options.output_dir
+            else Path(args.output_dir or ".") / "collapse",
             step=state.global_step,
-            detector=self._detector,
+            detector=self._options.detector,
             say=self._console.say,
         )
-        values = monitor.begin(model, baseline=self._baseline, embedder=self._embedder, config=self._config())
+        values = monitor.begin(model, options=self._options)
         taken = prober.baseline
         self._schedule.prepaid(
             self._clock() - began, price=0.0 if taken is None else taken.seconds * prober.k / prober.k_base
@@ -265,10 +269,13 @@ class ModeCollapseCallback(TrainerCallback):
         self._monitor, self._active = monitor, True
         return values
 
-    def _look(self, state: TrainerState, control: TrainerControl, model: Any, *, final: bool) -> None:
-        """Probe as far as the budget allows, once per step and tier."""
-        step, monitor = state.global_step, self._monitor
+    def _look(
+        self, state: TrainerState, control: TrainerControl, model: Any, *, final: bool, step: int | None = None
+    ) -> None:
+        """Probe as far as the budget allows, once per step and tier. `step` is the weights' own, the trainer's if left out."""
+        monitor = self._monitor
         assert monitor is not None
+        step = state.global_step if step is None else step
         tier = self._ranks.from_first(lambda: self._schedule.tier(step, final=final))
         if tier == 1 and not monitor.reads:
             tier = 0
@@ -277,35 +284,36 @@ class ModeCollapseCallback(TrainerCallback):
             return
         self._probed[step] = tier
         with self._schedule.paying(tier):
-            result = self._guarded("probe", state, lambda: self._attempt(monitor, model, state, tier))
+            result = self._guarded("probe", state, lambda: self._attempt(monitor, model, step, state, tier))
         if result is None:
             self._schedule.pending = True
             return
         self._verdict = result.verdict
-        self._guarded("log", state, lambda: self._log(control, result.values))
+        self._guarded("log", state, lambda: self._log(control, result.values, step=step))
         self._act(result, state, control)
 
-    def _attempt(self, monitor: Monitor, model: Any, state: TrainerState, tier: int) -> ProbeResult:
+    def _attempt(self, monitor: Monitor, model: Any, step: int, state: TrainerState, tier: int) -> ProbeResult:
         """The probe, with smaller batches where memory runs out; ranks agree on that, too."""
+        epoch = state.epoch if step == state.global_step else None
         for _ in range(_HALVINGS):
             try:
-                return monitor.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
+                return monitor.probe(model, step=step, epoch=epoch, tier=tier)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 monitor.prober.shrink()
             free_memory()
-        return monitor.probe(model, step=state.global_step, epoch=state.epoch, tier=tier)
+        return monitor.probe(model, step=step, epoch=epoch, tier=tier)
 
     def _act(self, result: ProbeResult, state: TrainerState, control: TrainerControl) -> None:
         verdict = result.verdict
         self._console.tell(result)
         if verdict.level not in ("warn", "critical") or result.tier < 2:
             return
-        if callable(self._on_collapse):
-            call = self._on_collapse
+        if callable(self._options.on_collapse):
+            call = self._options.on_collapse
             self._guarded("on_collapse", state, lambda: call(verdict))
-        elif self._on_collapse == "stop" and verdict.level == "critical":
+        elif self._options.on_collapse == "stop" and verdict.level == "critical":
             self._console.say(f"collapse: training stops at step {result.step}, as on_collapse='stop' asks.")
             control.should_training_stop = True
 
@@ -315,22 +323,24 @@ class ModeCollapseCallback(TrainerCallback):
         if self._ranks.rank:
             return
         cost, step = self._schedule.summary(), state.global_step
-        monitor.history.append("end", step=step, cost=cost, budget=self._budget, kept=state.best_model_checkpoint)
+        monitor.history.append(
+            "end", step=step, cost=cost, budget=self._options.budget, kept=state.best_model_checkpoint
+        )
         path = monitor.history.path
-        if self._report and path is not None:
+        if self._options.report and path is not None:
             from sft_plugins.collapse.report.page import write_report
 
             with self._schedule.paying(0):
                 page = write_report(path, path.parent)
             self._console.say(f"collapse: report in {page}")
-        self._console.tell_cost(self._schedule.summary(), self._budget)
+        self._console.tell_cost(self._schedule.summary(), self._options.budget)
 
     def _find(self) -> None:
         if self._trainer is None or self._trainer() is None:
             found = find_trainer(self)
             self._trainer = None if found is None else weakref.ref(found)
 
-    def _log(self, control: TrainerControl, values: dict[str, float]) -> None:
+    def _log(self, control: TrainerControl, values: dict[str, float], *, step: int | None = None) -> None:
         trainer = None if self._trainer is None else self._trainer()
         if trainer is None:
             self._console.say_once(
@@ -338,7 +348,7 @@ class ModeCollapseCallback(TrainerCallback):
                 "history.jsonl but not to its loggers. Call callback.attach(trainer) before trainer.train()."
             )
         elif values:
-            log_through(trainer, control, values)
+            log_through(trainer, control, values, step=step)
 
     def _guarded(self, stage: str, state: TrainerState, work: Callable[[], Any]) -> Any:
         """`work()`, or None: after step 0 nothing that goes wrong here may end the training."""
@@ -352,19 +362,14 @@ class ModeCollapseCallback(TrainerCallback):
                 self._monitor.history.append("problem", step=state.global_step, stage=stage, message=words)
             return None
 
-    def _config(self) -> dict[str, Any]:
-        """What decides the figures of this run."""
-        return plain(
-            {
-                **self._options,
-                "prompts": config_hash([[p.messages, p.tag] for p in self.prompts]),
-                "every_steps": self._every_steps,
-                "budget": self._budget,
-                "embedder": self._embedder if isinstance(self._embedder, (str, type(None))) else "custom",
-                "baseline": None if self._baseline is None else str(self._baseline),
-                "on_collapse": "callable" if callable(self._on_collapse) else self._on_collapse,
-            }
-        )
+
+def _step_of_the_weights(args: TrainingArguments, state: TrainerState) -> int:
+    """The step at which the weights at hand were trained: at the end `load_best_model_at_end` puts earlier ones back (C15)."""
+    if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return state.global_step
+    named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", Path(state.best_model_checkpoint).name)
+    best = getattr(state, "best_global_step", None) or (int(named.group(1)) if named else None)
+    return state.global_step if best is None or not Path(state.best_model_checkpoint).exists() else int(best)
 
 
 def _is_last(state: TrainerState, control: TrainerControl) -> bool:
@@ -375,13 +380,3 @@ def free_memory() -> None:
     """Hand cached blocks back, so that a smaller batch finds room."""
     if torch.accelerator.is_available() and hasattr(torch.get_device_module(), "empty_cache"):
         torch.get_device_module().empty_cache()
-
-
-def _at_least(name: str, value: Any, least: int, why: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        reason = f": {why}" if why else ""
-        raise CollapseError(
-            f"{name} is {value!r}; expected an integer of {least} or more{reason}",
-            code="bad_option",
-            remedy=f"correct {name}",
-        )

@@ -2,7 +2,7 @@
 it.
 
 Invariant: every method that takes a model leaves it, the tokenizer and all random states as they were
-    (`state.untouched`), and every rank leaves every method having made the same exchanges.
+    (`_preserve.untouched`), and every rank leaves every method having made the same exchanges.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import platform
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from sft_plugins.collapse.detect.comparison import estimate
 from sft_plugins.collapse.detect.detector import Detector
 from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Probe, Verdict
 from sft_plugins.collapse.distributed import Ranks
-from sft_plugins.collapse.history import SCHEMA, History, config_hash, read_history
+from sft_plugins.collapse.history import SCHEMA, History, config_hash, plain, read_history
+from sft_plugins.collapse.options import WatchOptions, figures_hash
 from sft_plugins.collapse.probe import figures
 from sft_plugins.collapse.probe.baseline import Baseline, adapter_is_exact, load_baseline
-from sft_plugins.collapse.probe.embedder import resolve_embedder
+from sft_plugins.collapse.probe.embedder import hidden_states, resolve_embedder
 from sft_plugins.collapse.probe.probe import Look, Prober
 from sft_plugins.errors import CollapseError
 
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 _ADAPTER_EFFECT = 0.02
 """More than rounding in bfloat16 makes of an adapter that does nothing (DoRA divides by a norm and multiplies by it)."""
+
+
+FEW_PROMPTS = 16
+"""Open prompts below which intervals cover less than they say (`tests/benchmarks/bench_interval_coverage.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +82,14 @@ class Monitor:
         self.history = History(None if self.folder is None or ranks.rank else self.folder / "history.jsonl")
         self.base: Look | None = None
         self.detector = Detector(None, config=detector)
+        self._probes: list[Probe] = []
         self._logs: list[dict[str, Any]] = []
 
     def begin(
         self,
         model: nn.Module,
         *,
-        baseline: str | Path | None,
-        embedder: Any,
-        config: dict[str, Any],
+        options: WatchOptions,
     ) -> dict[str, float]:
         """Take or load the baseline and write the head of the history. Returns the baseline's figures for the loggers.
 
@@ -98,18 +102,31 @@ class Monitor:
             if exact:
                 exact, why = self._began_as_the_base(model, before)
             self.prober.embedder, note = resolve_embedder(
-                embedder, model=model, tokenizer=self.prober.tokenizer, frozen_base=exact
+                options.embedder, model=model, tokenizer=self.prober.tokenizer, frozen_base=exact
             )
             if note:
                 self.say(f"collapse: {note}")
-            taken, origin = self._baseline(model, baseline, exact=exact, why=why, before=before)
+            if options.embedder == "auto" and exact and self.prober.embedder is not None:
+                self.prober.fallback = hidden_states(model, self.prober.tokenizer)
+            taken, origin = self._baseline(model, options.baseline, exact=exact, why=why, before=before)
             self.base = self.prober.use_baseline(taken, self.config)
         taken = self.prober.baseline
         if taken is None:
             self.say(f"collapse: no baseline: {origin}. Figures are logged, but nothing can be compared.")
         elif taken.problem is not None:
-            self.say(f"collapse: the baseline cannot serve, so there will be no alarm: {taken.problem}")
-        self._write_head(config, taken, origin, before)
+            self.say(f"collapse: the baseline cannot serve, so narrowing cannot be judged: {taken.problem}")
+        elif self.prober.out_of_range is not None:
+            self.say(
+                f"collapse: narrowing cannot be seen: {self.prober.out_of_range}. Pass embedder= the name of a multilingual "
+                "sentence-transformers model."
+            )
+        asked = sum(prompt.tag == "open" for prompt in self.prober.prompts)
+        if taken is not None and asked < FEW_PROMPTS:
+            self.say(
+                f"collapse: {asked} open prompts: intervals of so few are too narrow now and then; {FEW_PROMPTS} or more give "
+                "an alarm worth trusting."
+            )
+        self._write_head(options.record(self.prober.prompts), taken, origin, before)
         return {} if self.base is None else figures.flatten(figures.figures(self.base, None), {})
 
     @property
@@ -132,14 +149,20 @@ class Monitor:
 
     def _judge(self, look: Look, *, step: int, epoch: float | None) -> ProbeResult:
         found = figures.to_probe(look, self.base, step=step)
-        base, verdict = self.detector.baseline, self.detector.add(found)
+        base = self.detector.baseline
+        if any(
+            probe.step >= step for probe in self._probes
+        ):  # earlier weights were put back: their past is judged, no more
+            self._start_detector(base, [probe for probe in self._probes if probe.step < step])
+        verdict = self.detector.add(found)
+        self._probes.append(found)
         # Of a probe with answers, the verdict has them already.
         intervals = verdict.estimates if look.measures is not None else {}
         if base is not None and not intervals:
             intervals = estimate(base, found, config=self.config)
         values = figures.figures(look, self.base) | figures.trainer_figures(self._logs)
         flat = figures.flatten(values, intervals)
-        if look.measures is not None:
+        if look.measures is not None and verdict.level in LEVELS:
             flat[figures.PREFIX + "level"] = float(LEVELS.index(verdict.level))
         self.history.append(
             "probe",
@@ -156,6 +179,8 @@ class Monitor:
     def _look_record(self, look: Look, found: Probe) -> dict[str, Any]:
         return {
             "by_position": figures.by_position(look),
+            "out_of_range": look.out_of_range,
+            "reading": None if look.reading is None else look.reading.to_json(),
             "measures": None if look.measures is None else look.measures.to_json(),
             "fork_entropy": found.fork_entropy,
             "fork_entropy_base": found.fork_entropy_base,
@@ -171,20 +196,34 @@ class Monitor:
         self, config: dict[str, Any], taken: Baseline | None, origin: str, before: list[dict[str, Any]]
     ) -> None:
         ruler = self.prober.embedder
+        head: dict[str, Any] = plain(
+            {
+                "config": config,
+                "embedder": None if ruler is None else ruler.label,
+                "eval_pairs": len(self.prober.rows),
+            }
+        )
+        earlier = next((r for r in reversed(before) if r["kind"] == "run"), None)
+        anew = earlier is not None and figures_hash(earlier) != figures_hash(head)
+        if anew:
+            before = []
+            self.say(
+                f"collapse: the run resumes at step {self.start_step} with other prompts, sampling, held-out pairs or another "
+                "embedder, so what was seen before cannot be compared: the watch begins anew here."
+            )
         self.history.append(
             "run",
+            **head,
+            anew=anew,
             schema=SCHEMA,
             id=uuid.uuid4().hex[:12],
             step=self.start_step,
-            config=config,
             config_hash=config_hash(config),
             detector=dataclasses.asdict(self.config),
             prompts=[{"id": p.id, "text": p.text, "tag": p.tag} for p in self.prober.prompts],
-            eval_pairs=len(self.prober.rows),
             samples_per_prompt=self.prober.k,
             max_new_tokens=self.prober.generation.max_new_tokens,
             seed=self.prober.seed,
-            embedder=None if ruler is None else ruler.label,
             baseline=None
             if taken is None
             else {"kind": taken.kind, "key": taken.key, "origin": origin, "problem": taken.problem},
@@ -199,11 +238,14 @@ class Monitor:
             if not any(r["kind"] == "baseline" for r in before):
                 self.history.append("baseline", step=0, values=values, **self._look_record(self.base, found))
         # A resumed run is judged with the probes it had made before.
-        self.detector = Detector(found, config=self.config)
-        for record in before:
-            if record["kind"] == "probe":
-                self.detector.add(figures.probe_from_record(record))
+        self._probes = [figures.probe_from_record(record) for record in before if record["kind"] == "probe"]
+        self._start_detector(found, self._probes)
         self._logs = [r for r in before if r["kind"] == "log"]
+
+    def _start_detector(self, baseline: Probe | None, probes: Sequence[Probe]) -> None:
+        self.detector = Detector(baseline, config=self.config)
+        for probe in sorted(probes, key=lambda probe: probe.step):
+            self.detector.add(probe)
 
     def _earlier(self) -> list[dict[str, Any]]:
         """What an interrupted run wrote up to the step this one resumes from."""

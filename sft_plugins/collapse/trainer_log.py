@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainerControl
 
-from sft_plugins.collapse.detect.verdict import percent
+from sft_plugins.collapse.detect.verdict import BLIND, NO_LEVEL, percent
 from sft_plugins.collapse.distributed import Ranks
 from sft_plugins.collapse.monitor import ProbeResult
 
@@ -38,18 +38,21 @@ def find_trainer(callback: TrainerCallback) -> Trainer | None:
     return None
 
 
-def log_through(trainer: Trainer, control: TrainerControl, values: Mapping[str, float]) -> None:
+def log_through(
+    trainer: Trainer, control: TrainerControl, values: Mapping[str, float], *, step: int | None = None
+) -> None:
     """Add one record to the trainer's log history and loggers, and leave its own next record as it would have been
-    (C3).
+    (C3). `step` is the weights' own, where that is not the trainer's.
 
     `Trainer.log` is called as the base class has it: TRL's own `log` empties the window of metrics that its next record
     averages. And the handler clears `should_log`, with which the trainer's own record of this very step is asked for.
     """
-    ours, theirs = control.should_log, trainer.control.should_log
+    ours, theirs, at = control.should_log, trainer.control.should_log, trainer.state.global_step
     try:
+        trainer.state.global_step = at if step is None else step
         Trainer.log(trainer, dict(values))
     finally:
-        control.should_log, trainer.control.should_log = ours, theirs
+        control.should_log, trainer.control.should_log, trainer.state.global_step = ours, theirs, at
 
 
 class Console:
@@ -97,8 +100,11 @@ class Console:
 
 
 def _level(result: ProbeResult) -> str:
-    kept = result.verdict.estimates.get("diversity_retained")
+    verdict = result.verdict
+    if verdict.level == NO_LEVEL:
+        return "no verdict: " + "; ".join(finding.evidence for finding in verdict.findings if finding.code in BLIND)
+    kept = verdict.estimates.get("diversity_retained")
     if kept is None:
-        return result.verdict.level
+        return verdict.level
     interval = f"{percent(kept.lo)} to {percent(kept.hi)}"
     return f"open answers keep {percent(kept.value)} of their diversity ({interval}): {result.verdict.level}"

@@ -171,6 +171,21 @@ class PromptMasker:
             "generation config (or make it the tokenizer's EOS)."
         ]
 
+    def encode_prompt(self, example: Mapping[str, Any]) -> list[int]:
+        """Ids that generation is given for `example`: `messages` that end before the answer, with `tools` and
+        `chat_template_kwargs` where there are any; or, without a chat template, the text of its `prompt`.
+
+        Raises:
+            MaskingError: `bad_schema`, `template_error`, as for a row with its answer.
+        """
+        if "messages" not in example:
+            return self._text.encode_prompt(example["prompt"])
+        parsed = parse_example(example, self.reading)
+        assert isinstance(parsed, Conversation)
+        conversation = self._forms.choose(parsed).of(parsed)
+        text = self._renderer.render(conversation.messages, conversation, generation_prompt=True)
+        return self._text.encode([text])[0]
+
     def token_names(self, ids: Iterable[int]) -> dict[int, str]:
         """The text of those of `ids` that stop generation, for reports."""
         return {int(i): self._text.decode([int(i)]) for i in ids if int(i) in self.stop_token_ids}

@@ -16,7 +16,7 @@ import yaml
 from datasets import Dataset
 
 from sft_plugins.cli import _COMMANDS, app
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_NO_VERDICT, EXIT_OK, EXIT_UNUSABLE
 from sft_plugins.masking import PromptMasker, mask_dataset
 from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
 from testkit.tiny_training import save_tiny_llama
@@ -116,7 +116,7 @@ def test_every_option_that_the_page_names_exists() -> None:
 
 def test_the_exit_codes_of_the_page_are_those_of_the_program() -> None:
     codes = [int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, flags=re.M)]
-    assert codes == [EXIT_OK, EXIT_FINDINGS, EXIT_UNUSABLE, EXIT_INTERRUPTED]
+    assert codes == [EXIT_OK, EXIT_FINDINGS, EXIT_UNUSABLE, EXIT_NO_VERDICT, EXIT_INTERRUPTED]
 
 
 def test_pictures_are_there_and_small() -> None:

@@ -18,6 +18,7 @@ from sft_plugins.collapse.history import History, read_history
 from sft_plugins.collapse.probe import figures, probe, teacher_forcing
 from sft_plugins.collapse.schedule import Schedule, log_spaced
 from sft_plugins.errors import CollapseError
+from sft_plugins.masking import PromptMasker
 from testkit.watched_runs import (
     OPTIONS,
     PROMPTS,
@@ -77,7 +78,8 @@ def test_options_that_make_no_sense_are_refused_at_once(changes: dict, code: str
             "packed",
         ),
         ({"baseline": "no/such.npz"}, "baseline_missing", "no baseline file"),
-        ({"embedder": "minilm"}, "bad_option", "allowed: 'auto', 'model', None"),
+        ({"embedder": "no/such-encoder"}, "embedder", "cannot be loaded"),
+        ({"embedder": 7}, "bad_option", "allowed: .auto., .model., the name or folder"),
         ({"embedder": "model"}, "embedder", "LoRA"),
         ({"embedder": lambda texts: [1.0]}, "embedder", "gave shape"),
         ({"embedder": lambda texts: 1 / 0}, "setup", "ZeroDivisionError"),
@@ -369,6 +371,6 @@ def test_under_a_tight_budget_only_the_end_is_seen_and_the_cost_is_owned_up_to(
 
 def test_eval_pairs_of_text_are_masked_by_the_masker(tmp_path: Path) -> None:
     pairs = [{"prompt": "Hi?", "response": "Ho."}]
-    encoded = teacher_forcing.eval_rows(pairs, byte_tokenizer(), context=256, limit=4)
+    encoded = teacher_forcing.eval_rows(pairs, PromptMasker(byte_tokenizer()), context=256, limit=4)
     supervised = [label for label in encoded[0].labels if label != -100]
     assert byte_tokenizer().decode(supervised, skip_special_tokens=True).strip() == "Ho."

@@ -40,4 +40,4 @@ def demo(
             model=model, data=data, steps=steps, output=output, max_length=max_length, device=device, seed=seed,
             collapse=collapse,
         )  # fmt: skip
-        run_demo(settings, console=Console())
+        run_demo(settings, console=Console(markup=False, emoji=False))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from sft_plugins.cli.demo.assets import Row
 
 if TYPE_CHECKING:
@@ -53,4 +55,4 @@ class Watching:
     def _raise_alarm(self, verdict: Any) -> None:
         if self.alarm is None:
             self.alarm = verdict
-            self._console.print(f"[bold red]ALARM[/] at step {verdict.step}: {verdict.level}")
+            self._console.print(Text.assemble(("ALARM", "bold red"), f" at step {verdict.step}: {verdict.level}"))

@@ -1,7 +1,7 @@
 """What every command prints, and where: the result on stdout, progress and errors on stderr, one JSON document under --json.
 
 Invariant: under --quiet stdout and stderr stay empty unless something went wrong; under --json stdout is one JSON document,
-whatever happened. Exit codes are `EXIT_OK`, `EXIT_FINDINGS`, `EXIT_UNUSABLE`, and 130 after ^C.
+whatever happened. Exit codes are `EXIT_OK`, `EXIT_FINDINGS`, `EXIT_UNUSABLE`, `EXIT_NO_VERDICT`, and 130 after ^C.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ EXIT_FINDINGS = 1
 """The command did its work and found faults: audit errors, contamination, a red verdict."""
 EXIT_UNUSABLE = 2
 """The command could not do its work: bad input or usage, as click has it."""
+EXIT_NO_VERDICT = 3
+"""What was asked about could not be judged: neither good nor bad."""
 EXIT_INTERRUPTED = 130
 
 
@@ -110,7 +112,13 @@ def _write_json(value: Mapping[str, Any]) -> None:
 
 
 class _Console(Console):
-    """A console for pipes too: lines of text are not folded there, and `guard` decides what becomes of a closed one."""
+    """A console for pipes too: lines of text are not folded there, and `guard` decides what becomes of a closed one.
+
+    No string is markup or names an emoji: folders, columns and messages are the user's, and may be called `run[/final]` (C19).
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         if soft_wrap is None and not self.is_terminal and all(isinstance(item, str | Text) for item in objects):

@@ -16,6 +16,11 @@
 | `similarity_rise` | mean cosine between answers to different open prompts, now − base | ≤ `similarity_rise` |
 | `information_change` | prompt–opening information, now − base, nats | ≥ 0 |
 | `specificity_change` | cosine within a prompt − cosine across prompts, now − base | ≥ 0 |
+| `reasoning_kept` | Σ now / Σ base of the share of answers that reason, over prompts whose baseline reasons | ≥ 1 |
+| `reasoning_length_kept` | Σ now / Σ base of the tokens of reasoning in the answers that reason | ≥ 1 |
+
+A baseline that is nearly always cut off (a base model that never ends an answer) has a variety of its own making, so nothing
+is said of narrowing; but how its answers begin, and how alike they are across prompts, can be compared all the same (C14).
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from sft_plugins.collapse.detect.verdict import DetectorConfig, Finding, Probe
 from sft_plugins.collapse.metrics.per_prompt import Measures
 from sft_plugins.errors import CollapseError
 
-__all__ = ["NO_PROBE", "estimate", "limits_of_sight", "obstacle", "unusable"]
+__all__ = ["NO_PROBE", "degenerate", "estimate", "limits_of_sight", "obstacle", "unusable"]
 
 
 def estimate(baseline: Probe, probe: Probe, *, config: DetectorConfig) -> dict[str, Estimate]:
@@ -53,9 +58,14 @@ def estimate(baseline: Probe, probe: Probe, *, config: DetectorConfig) -> dict[s
         )
     b, n = base.per_prompt, now.per_prompt
     is_open = base.is_open
+    cut_off = unusable(base, config=config) is not None
     for key, where in (("diversity_retained", is_open), ("closed_diversity_retained", ~is_open)):
-        found[key] = ratio(
-            n["semantic_distance"][where], b["semantic_distance"][where], null=config.info_below, resampling=how
+        found[key] = (
+            None
+            if cut_off
+            else ratio(
+                n["semantic_distance"][where], b["semantic_distance"][where], null=config.info_below, resampling=how
+            )
         )
     found["opening_rise"] = mean_difference(
         n["opening_share"], b["opening_share"], null=config.opening_rise, below=False, resampling=how
@@ -63,6 +73,10 @@ def estimate(baseline: Probe, probe: Probe, *, config: DetectorConfig) -> dict[s
     found["information_change"] = mean_difference(
         n["opening_information"], b["opening_information"], below=True, resampling=how
     )
+    for key, name in (("reasoning_kept", "reasoning"), ("reasoning_length_kept", "reasoning_length")):
+        if name in b and name in n:  # absent from the histories of 0.1.0
+            reasoned = b[name] > 0
+            found[key] = ratio(n[name][reasoned], b[name][reasoned], resampling=how)
     if base.cross_similarity is not None and now.cross_similarity is not None:
         pairs = np.ix_(is_open, is_open)
         found["similarity_rise"] = pair_mean_difference(
@@ -78,21 +92,26 @@ def estimate(baseline: Probe, probe: Probe, *, config: DetectorConfig) -> dict[s
 
 
 def unusable(measures: Measures, *, config: DetectorConfig) -> str | None:
-    """Why nothing can be compared with a baseline that answers like this; None when it can serve.
+    """Why nothing can be said of narrowing against a baseline that answers like this; None when it can serve.
 
     A baseline that loops, never ends or says nothing has a diversity of its own making, and what training does to it is
     no narrowing.
     """
-    limits = (
-        ("repetition", config.max_repetition, "of the 4-grams in an answer are repeats"),
-        ("truncated", config.max_truncated, "of the answers ran into the length limit"),
-        ("empty", config.max_empty, "of the answers are empty"),
-    )
-    for name, limit, words in limits:
-        share = measures.mean(name)
-        if share is not None and share > limit:
-            return f"{share:.0%} {words} (limit {limit:.0%})"
-    return None
+    return degenerate(measures, config=config) or _over(measures, "truncated", config.max_truncated, _CUT)
+
+
+def degenerate(measures: Measures, *, config: DetectorConfig) -> str | None:
+    """Why nothing at all can be compared with answers like these: they loop or are empty. None when something can."""
+    looping = _over(measures, "repetition", config.max_repetition, "of the 4-grams in an answer are repeats")
+    return looping or _over(measures, "empty", config.max_empty, "of the answers are empty")
+
+
+_CUT = "of the answers ran into the length limit"
+
+
+def _over(measures: Measures, name: str, limit: float, words: str) -> str | None:
+    share = measures.mean(name)
+    return f"{share:.0%} {words} (limit {limit:.0%})" if share is not None and share > limit else None
 
 
 def obstacle(baseline: Probe | None, config: DetectorConfig) -> Finding | None:
@@ -100,8 +119,8 @@ def obstacle(baseline: Probe | None, config: DetectorConfig) -> Finding | None:
     if baseline is None or baseline.measures is None:
         advice = "Start from step 0, or keep the folder with the baseline when resuming."
         return _statement("no_baseline", "there is no baseline to compare with", advice)
-    if (reason := unusable(baseline.measures, config=config)) is not None:
-        advice = "Raise max_new_tokens, check the chat template, or give prompts the base model can answer."
+    if (reason := degenerate(baseline.measures, config=config)) is not None:
+        advice = "Check the chat template, or give prompts the base model can answer."
         return _statement("baseline_unusable", f"no verdict: {reason} in the baseline", advice)
     return None
 
@@ -114,7 +133,23 @@ def limits_of_sight(baseline: Probe, now: Probe, config: DetectorConfig) -> list
         return []
     both = np.isfinite(base.per_prompt["semantic_distance"]) & np.isfinite(measures.per_prompt["semantic_distance"])
     usable = int((both & base.is_open).sum())
-    if base.cross_similarity is None or measures.cross_similarity is None:
+    if (reason := unusable(base, config=config)) is not None:
+        evidence = (
+            f"narrowing cannot be seen: {reason} in the baseline. Openings, likeness across prompts and reasoning are "
+            "compared all the same"
+        )
+        advice = (
+            "Raise max_new_tokens where the base model ends its answers later. A base model that never ends one cannot "
+            "be judged for narrowing; take its instruct version as the start, or watch the other figures."
+        )
+        said.append(_statement("baseline_unusable", evidence, advice))
+    elif (reason := baseline.out_of_range or now.out_of_range) is not None:
+        advice = (
+            "Name an encoder that reads this language: embedder= a sentence-transformers model, a multilingual one, by "
+            "its name or folder."
+        )
+        said.append(_statement("ruler_range", f"narrowing cannot be seen: {reason}", advice))
+    elif base.cross_similarity is None or measures.cross_similarity is None:
         evidence = (
             "answers were not embedded: narrowing of meaning cannot be seen, and wording does not stand in for it"
         )

@@ -23,7 +23,16 @@ from collections.abc import Mapping, Sequence
 
 from sft_plugins.collapse.detect.bootstrap import Estimate, holm, ratio
 from sft_plugins.collapse.detect.comparison import NO_PROBE, estimate, limits_of_sight, obstacle, unusable
-from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Finding, Probe, Verdict, percent
+from sft_plugins.collapse.detect.verdict import (
+    BLIND,
+    LEVELS,
+    NO_LEVEL,
+    DetectorConfig,
+    Finding,
+    Probe,
+    Verdict,
+    percent,
+)
 
 __all__ = ["Detector", "detect"]
 
@@ -49,6 +58,10 @@ _ADVICE = {
     "homogeneity": (
         "Read the answers side by side. The data likely holds one safe answer many times: remove duplicates and "
         "boilerplate, and broaden it."
+    ),
+    "reasoning_lost": (
+        "Look at the data: rows without reasoning, or with an empty <think></think>, teach the model to skip it. Give them "
+        "the reasoning, mix in rows that have it, or train with the template's switch for answers without."
     ),
     "degeneration": (
         "Read the samples. Loops, answers without end and empty answers point at a missing stop token, at masking, or "
@@ -86,7 +99,7 @@ class Detector:
         self._probes: list[Probe] = []
         self._raw: list[list[Finding]] = []
         self._healthy_step: int | None = None
-        self.verdict = Verdict(None, "ok", (self._obstacle or NO_PROBE,), (), {}, None)
+        self.verdict = Verdict(None, NO_LEVEL, (self._obstacle or NO_PROBE,), (), {}, None)
         """After the last probe with tier 2."""
 
     def add(self, probe: Probe) -> Verdict:
@@ -98,7 +111,7 @@ class Detector:
         if probe.measures is None:
             return self.verdict
         if self._obstacle is not None or self.baseline is None:
-            self.verdict = Verdict(probe.step, "ok", (self._obstacle or NO_PROBE,), (), {}, None)
+            self.verdict = Verdict(probe.step, NO_LEVEL, (self._obstacle or NO_PROBE,), (), {}, None)
             return self.verdict
         figures = estimate(self.baseline, probe, config=self.config)
         raw = _findings(self.baseline, [*self._probes, probe], figures, self.config)
@@ -112,7 +125,10 @@ class Detector:
             *sorted(confirmed, key=_rank, reverse=True),
             *limits_of_sight(self.baseline, probe, self.config),
         )
-        self.verdict = Verdict(probe.step, _top(findings), findings, tuple(pending), figures, self._healthy_step)
+        level = _top(findings)
+        if level in ("ok", "info") and any(finding.code in BLIND for finding in findings):
+            level = NO_LEVEL
+        self.verdict = Verdict(probe.step, level, findings, tuple(pending), figures, self._healthy_step)
         return self.verdict
 
 
@@ -134,6 +150,7 @@ def _findings(
     found = [
         _narrowing(figures, sure, config),
         _homogeneity(figures, sure, fall),
+        _reasoning_lost(figures, config),
         _tax_without_benefit(probes, config),
         _degeneration(probes[-1], config),
     ]
@@ -168,6 +185,40 @@ def _homogeneity(figures: Mapping[str, Estimate], sure: set[str], fall: str) -> 
         else f", while answers are less specific to their prompt by {lost:.2f} (cosine)"
     )
     return Finding("warn", "homogeneity", risen[0], rise.value, rise.lo, rise.hi, evidence, _ADVICE["homogeneity"])
+
+
+def _reasoning_lost(figures: Mapping[str, Estimate], config: DetectorConfig) -> Finding | None:
+    """Fewer answers reason, or they reason at less length. A family of tests of its own: what it asks is no variety."""
+    asked = {
+        name: figures[name].p
+        for name in ("reasoning_kept", "reasoning_length_kept")
+        if name in figures and figures[name].clusters >= config.min_prompts
+    }
+    sure = [name for name, p in holm(asked).items() if p < config.alpha]
+    if not sure:
+        return None
+
+    def level(name: str) -> str:
+        if name == "reasoning_length_kept":
+            return "warn" if figures[name].hi < config.reasoning_length_below else "info"
+        if figures[name].hi < config.reasoning_critical_below:
+            return "critical"
+        return "warn" if figures[name].hi < config.reasoning_warn_below else "info"
+
+    worst = max(sorted(sure), key=lambda name: LEVELS.index(level(name)))
+    words = {
+        "reasoning_kept": "answers reason {} as often as the baseline's",
+        "reasoning_length_kept": "where they reason, answers do so at {} of the baseline's length",
+    }
+    evidence = " and ".join(
+        words[name].format(percent(figures[name].value))
+        + f" (interval {percent(figures[name].lo)}–{percent(figures[name].hi)})"
+        for name in ("reasoning_kept", "reasoning_length_kept")
+        if name in sure
+    )
+    kept = figures[worst]
+    advice = _ADVICE["reasoning_lost"]
+    return Finding(level(worst), "reasoning_lost", worst, kept.value, kept.lo, kept.hi, evidence, advice)
 
 
 def _tax_without_benefit(probes: Sequence[Probe], config: DetectorConfig) -> Finding | None:

@@ -7,16 +7,18 @@
 | `Finding` | one statement: level, code, figure with interval, evidence, suggestion |
 | `Verdict` | level, confirmed findings, pending ones, figures with intervals; `.to_json()` |
 
-Levels: `"ok"` (a statement, no alarm) < `"info"` < `"warn"` < `"critical"`.
+Levels of a finding: `"ok"` (a statement, no alarm) < `"info"` < `"warn"` < `"critical"`. A verdict that could not look at
+narrowing has none of them: its level is `"none"`, unless an alarm went off all the same (C14).
 
 | code | level | says |
 | --- | --- | --- |
 | `narrowing` | info, warn, critical | answers to one prompt mean less different things than the baseline's |
 | `homogeneity` | warn | different prompts get the same answer |
 | `tax_without_benefit` | info, warn | diversity fell and held-out loss did not (info) or rose (warn) |
+| `reasoning_lost` | info, warn, critical | fewer answers reason than the baseline's, or they reason at less length |
 | `degeneration` | info | answers loop, never end or are empty |
 | `no_baseline`, `baseline_unusable`, `no_probe` | ok | there is no verdict, and why |
-| `no_embedder`, `one_sample`, `too_few_prompts` | ok | narrowing cannot be seen, and why |
+| `no_embedder`, `ruler_range`, `one_sample`, `too_few_prompts` | ok | narrowing cannot be seen, and why |
 | `nonfinite_logits` | ok | some logits are NaN or infinite |
 """
 
@@ -33,9 +35,23 @@ from sft_plugins.collapse.detect.bootstrap import Estimate, Resampling
 from sft_plugins.collapse.metrics.per_prompt import Measures
 from sft_plugins.errors import CollapseError
 
-__all__ = ["LEVELS", "DetectorConfig", "Finding", "Probe", "Verdict", "percent", "rounded"]
+__all__ = ["BLIND", "LEVELS", "NO_LEVEL", "DetectorConfig", "Finding", "Probe", "Verdict", "percent", "rounded"]
 
 LEVELS = ("ok", "info", "warn", "critical")
+NO_LEVEL = "none"
+"""The level of a verdict that could not look: above no other, below none, and never logged as a number."""
+BLIND = frozenset(
+    {
+        "no_baseline",
+        "baseline_unusable",
+        "no_embedder",
+        "ruler_range",
+        "no_probe",
+        "too_few_prompts",
+        "one_sample",
+    }
+)
+"""Codes of the statements after which "nothing was found" would be a claim about something that was not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +74,12 @@ class DetectorConfig:
     """The commonest opening's share up by more than this corroborates."""
     similarity_rise: float = 0.05
     """The cosine between answers to different prompts up by more than this corroborates."""
+    reasoning_warn_below: float = 0.8
+    """`reasoning_lost` is `warn` when the whole interval of the share that reasons, now ÷ before, is below this …"""
+    reasoning_critical_below: float = 0.38
+    """… and `critical` below this: most answers that reasoned do so no more."""
+    reasoning_length_below: float = 0.5
+    """`reasoning_lost` is `warn`, too, when what reasoning is left is shorter than this share of the baseline's."""
     heldout_tolerance: float = 0.005
     """Held-out loss has moved when it differs by more than this share of itself."""
     max_repetition: float = 0.3
@@ -83,7 +105,12 @@ class DetectorConfig:
         _require(0.5 < self.confidence < 1, f"confidence must be in (0.5, 1), got {self.confidence}")
         for name, least in (("persistence", 1), ("min_prompts", 2), ("resamples", 200)):
             _require(getattr(self, name) >= least, f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("fork_below", "opening_rise", "similarity_rise", "heldout_tolerance"):
+        reasoning = (self.reasoning_critical_below, self.reasoning_warn_below)
+        _require(
+            0 < reasoning[0] < reasoning[1] <= 1,
+            f"reasoning_critical_below < reasoning_warn_below must hold in (0, 1], got {reasoning}",
+        )
+        for name in ("fork_below", "reasoning_length_below", "opening_rise", "similarity_rise", "heldout_tolerance"):
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("max_repetition", "max_truncated", "max_empty"):
             _require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
@@ -105,6 +132,8 @@ class Probe:
 
     step: int
     measures: Measures | None = None
+    out_of_range: str | None = None
+    """Why the ruler of meaning cannot read these answers; their semantic figures are then undefined (C11)."""
     fork_entropy: np.ndarray | None = None
     """`[E]` per held-out pair: Σ of the token entropies at the *baseline's* forks, nats (`entropy.grouped_sums`)."""
     fork_entropy_base: np.ndarray | None = None
@@ -138,13 +167,13 @@ class Verdict:
 
     step: int | None
     level: str
-    """Highest level among `findings`."""
+    """Highest level among `findings`; `"none"` where narrowing could not be looked at and nothing else alarmed."""
     findings: tuple[Finding, ...]
     """Confirmed by `persistence` consecutive probes, and plain statements; highest level first."""
     pending: tuple[Finding, ...]
     """Seen at the last probe, not confirmed at that level."""
     estimates: Mapping[str, Estimate]
-    """The figures of the last probe, `evidence.estimate`."""
+    """The figures of the last probe, `comparison.estimate`."""
     healthy_step: int | None
     """The latest probe without a `warn` or `critical`, confirmed or pending: where one would roll back to."""
 

@@ -24,9 +24,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from sft_plugins.collapse.metrics.diversity import Tokens, normalise_text, unit_rows
+from sft_plugins.collapse.metrics.refusals import BOILERPLATE, is_boilerplate
 
 __all__ = [
-    "BOILERPLATE",
     "boilerplate_rates",
     "commonest_opening",
     "cross_similarity",
@@ -38,17 +38,6 @@ __all__ = [
 ]
 
 Opening = tuple[Hashable, ...]
-
-BOILERPLATE: tuple[str, ...] = (
-    r"\bas an? (ai|artificial intelligence|(large )?language model)\b",
-    r"\bi('m| am) (just |only )?an? (ai|artificial intelligence|(large )?language model)\b",
-    r"\bi('m| am) (sorry|afraid),? (but )?(i )?(can('t|not)|(am |'m )?(not able|unable))",
-    r"^(i('m| am) )?sorry,? (but )?i (can('t|not)|am (not able|unable))",
-    r"\bi (can('t|not)|am (not able|unable) to|won't) (help|assist|comply|provide|fulfil)",
-    r"\bi('d| would) be happy to (help|assist)\b.{0,80}$",
-    r"\bhow (can|may) i (help|assist) you( today)?\b",
-)
-"""Refusals and empty phrases, in English. Regular expressions, searched in case-folded text; extend or replace them."""
 
 
 def cross_similarity(embeddings: Sequence[np.ndarray]) -> np.ndarray:
@@ -145,12 +134,7 @@ def boilerplate_rates(texts: Sequence[Sequence[str]], *, patterns: Sequence[str]
     To extend the patterns: `(*BOILERPLATE, r"…")`.
     """
     compiled = [re.compile(pattern) for pattern in patterns]
-    return np.array([np.mean([_is_boilerplate(t, compiled) for t in group]) if group else np.nan for group in texts])
-
-
-def _is_boilerplate(text: str, patterns: Sequence[re.Pattern[str]]) -> bool:
-    text = normalise_text(text).replace("’", "'")
-    return not text or any(pattern.search(text) for pattern in patterns)
+    return np.array([np.mean([is_boilerplate(t, compiled) for t in group]) if group else np.nan for group in texts])
 
 
 def _plug_in_information(prompt: np.ndarray, code: np.ndarray, prompts: int, codes: int) -> np.ndarray:

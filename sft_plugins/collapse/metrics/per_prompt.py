@@ -21,6 +21,8 @@ on K.
 | `boilerplate`, `empty`, `truncated` | share of answers | all |
 | `repetition` | mean share of repeated 4-grams within an answer | all |
 | `length` | mean tokens per answer | all |
+| `reasoning` | share of answers that reason | all |
+| `reasoning_length` | mean tokens of reasoning in the answers that reason; NaN where none does | all |
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import numpy as np
 
 from sft_plugins.collapse.metrics import diversity, homogeneity
 from sft_plugins.collapse.metrics.diversity import Tokens
+from sft_plugins.collapse.metrics.refusals import BOILERPLATE
 
 __all__ = ["Measures", "measure"]
 
@@ -94,12 +97,13 @@ def measure(
     tags: Sequence[str],
     embeddings: Sequence[np.ndarray] | None = None,
     truncated: Sequence[Sequence[bool]] | None = None,
+    reasoning: Sequence[Sequence[int]] | None = None,
     equal_k: int | None = None,
     opening_length: int = 4,
     information_length: int | None = None,
     rarefy_to: int = 100,
     cluster_similarity: float = 0.8,
-    patterns: Sequence[str] = homogeneity.BOILERPLATE,
+    patterns: Sequence[str] = BOILERPLATE,
     bleu_tokenize: str = "13a",
     permutations: int = 200,
     seed: int = 0,
@@ -112,6 +116,7 @@ def measure(
         tags: `"open"` or `"closed"` per prompt.
         embeddings: `[K, D]` per prompt; None when there is no encoder.
         truncated: whether each answer ran into the length limit; NaN figures without it.
+        reasoning: tokens of reasoning in each answer, 0 for one that does not reason; NaN figures without it.
         equal_k: how many answers the figures that move with K are taken from, counted from the first. Give a baseline
         with
             more answers than the probes the probes' K.
@@ -127,7 +132,13 @@ def measure(
         seed: of the permutations.
     """
     prompts = len(texts)
-    for name, column in (("tokens", tokens), ("tags", tags), ("embeddings", embeddings), ("truncated", truncated)):
+    for name, column in (
+        ("tokens", tokens),
+        ("tags", tags),
+        ("embeddings", embeddings),
+        ("truncated", truncated),
+        ("reasoning", reasoning),
+    ):
         if column is not None and len(column) != prompts:
             raise ValueError(f"{name} has {len(column)} entries for {prompts} prompts")
     if unknown := sorted(set(tags) - {"open", "closed"}):
@@ -145,6 +156,12 @@ def measure(
         "truncated": _array([None] * prompts if truncated is None else (_mean(group) for group in truncated)),
         "repetition": _array(_mean(diversity.repeated_ngrams(answer) for answer in group) for group in tokens),
         "length": _array(_mean(len(answer) for answer in group) for group in tokens),
+        "reasoning": _array(
+            [None] * prompts if reasoning is None else (_mean(n > 0 for n in group) for group in reasoning)
+        ),
+        "reasoning_length": _array(
+            [None] * prompts if reasoning is None else (_mean(n for n in group if n > 0) for group in reasoning)
+        ),
     }
 
     # "The same answer to everything" is asked of the open prompts: closed ones may well share "Yes." and "4".

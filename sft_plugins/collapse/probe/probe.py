@@ -24,11 +24,14 @@ from sft_plugins._preserve import adapter_off
 from sft_plugins.collapse.detect.comparison import unusable
 from sft_plugins.collapse.detect.verdict import DetectorConfig
 from sft_plugins.collapse.distributed import Ranks
-from sft_plugins.collapse.metrics.homogeneity import BOILERPLATE, most_informative_length
+from sft_plugins.collapse.metrics.homogeneity import most_informative_length
 from sft_plugins.collapse.metrics.per_prompt import Measures, measure
+from sft_plugins.collapse.metrics.reasoning import reasoning_in
+from sft_plugins.collapse.metrics.refusals import BOILERPLATE
 from sft_plugins.collapse.probe.baseline import MIN_SAMPLES, Baseline, identity_of
 from sft_plugins.collapse.probe.embedder import Embedder
-from sft_plugins.collapse.probe.prompts import Prompt, encode_prompts
+from sft_plugins.collapse.probe.prompts import Prompt, encode_prompts, load_prompts
+from sft_plugins.collapse.probe.ruler import Reading, out_of_range, read_texts
 from sft_plugins.collapse.probe.sampling import (
     Batch,
     Sample,
@@ -47,6 +50,7 @@ from sft_plugins.collapse.probe.teacher_forcing import (
     plan_rows,
 )
 from sft_plugins.errors import CollapseError
+from sft_plugins.masking import PromptMasker
 
 __all__ = ["Look", "Prober"]
 
@@ -63,6 +67,10 @@ class Look:
     frozen: Judged | None
     samples: tuple[Sample, ...] = ()
     measures: Measures | None = None
+    reading: Reading | None = None
+    """How the ruler of meaning reads these answers; None without one."""
+    out_of_range: str | None = None
+    """Why it cannot read them; `measures` then holds nothing of meaning."""
 
 
 class Prober:
@@ -72,6 +80,7 @@ class Prober:
         model: only read here: its context length, its stop tokens.
         prompts, eval_pairs, samples_per_prompt, max_new_tokens, seed: as in `ModeCollapseCallback`.
         patterns: regular expressions of refusals and boilerplate.
+        stop_ids: ids that stop generation, in place of those that the tokenizer and its template tell.
         show: whether a progress bar is shown.
 
     Raises:
@@ -90,6 +99,7 @@ class Prober:
         max_new_tokens: int = 128,
         seed: int = 0,
         patterns: Sequence[str] = BOILERPLATE,
+        stop_ids: Sequence[int] | None = None,
         ranks: Ranks | None = None,
         show: bool = False,
     ) -> None:
@@ -97,20 +107,25 @@ class Prober:
         self.ranks, self.show, self.patterns = ranks or Ranks(), show, tuple(patterns)
         self._config = model.config
         context = model_context(model.config)
-        self.encoded = encode_prompts(self.prompts, tokenizer, max_new_tokens=max_new_tokens, context=context)
-        stops = stop_token_ids(tokenizer, model)
+        masker = PromptMasker(tokenizer, stop_token_ids=stop_ids)
+        self.encoded = encode_prompts(self.prompts, masker, max_new_tokens=max_new_tokens, context=context)
+        stops = stop_token_ids(masker, model)
         pad = tokenizer.pad_token_id
         if pad is None:
             pad = stops[0] if stops else 0  # masked by position, and cut off after the first stop: any id will do
         self.generation = generation_config(max_new_tokens=max_new_tokens, stop_ids=stops, pad_id=pad)
         self.rows: tuple[LabelledText, ...] = ()
         if eval_pairs is not None:
-            self.rows = eval_rows(eval_pairs, tokenizer, context=context, limit=max_eval_pairs)
+            self.rows = eval_rows(eval_pairs, masker, context=context, limit=max_eval_pairs)
         self.max_rows: int | None = None
         self.autocast: torch.dtype | None = None
         self.embedder: Embedder | None = None
+        self.fallback: Embedder | None = None
+        self.reading: Reading | None = None
+        self.out_of_range: str | None = None
         self.baseline: Baseline | None = None
         self.information_length: int | None = None
+        self._english: float | None = None
 
     @property
     def k_base(self) -> int:
@@ -172,19 +187,63 @@ class Prober:
         self.baseline = baseline
         if baseline is None:
             return None
-        label = None if self.embedder is None else self.embedder.label
-        if baseline.embedder != label:  # taken with another ruler
-            vectors = self._embed([s.text for s in baseline.samples])
-            baseline = dataclasses.replace(baseline, embeddings=vectors, embedder=label)
+        baseline = self.baseline = self._with_ruler(baseline)
+        if self.out_of_range is not None and self.fallback is not None:
+            self.embedder, self.fallback = self.fallback, None
+            baseline = self.baseline = self._with_ruler(baseline)
         tokens = self._by_prompt(baseline.samples, _without_stop)
         opened = [group[: self.k] for group, p in zip(tokens, self.prompts, strict=True) if p.tag == "open"]
         self.information_length = most_informative_length(opened, seed=self.seed) if opened else None
-        self.baseline = baseline
-        measures = self._measures(baseline.samples, baseline.embeddings)
+        measures = self._measures(baseline.samples, None if self.out_of_range else baseline.embeddings)
         self.baseline = dataclasses.replace(baseline, problem=unusable(measures, config=detector))
         return Look(
-            tier=2, held_out=baseline.held_out, frozen=baseline.frozen, samples=baseline.samples, measures=measures
+            tier=2,
+            held_out=baseline.held_out,
+            frozen=baseline.frozen,
+            samples=baseline.samples,
+            measures=measures,
+            reading=self.reading,
+            out_of_range=self.out_of_range,
         )
+
+    def _with_ruler(self, baseline: Baseline) -> Baseline:
+        """`baseline` with the vectors of the ruler at hand, whose range is found: whether it reads these answers, and what
+        the held-out pairs will teach.
+        """
+        label = None if self.embedder is None else self.embedder.label
+        texts = [s.text for s in baseline.samples]
+        if baseline.embedder != label:  # taken with another ruler
+            baseline = dataclasses.replace(baseline, embeddings=self._embed(texts), embedder=label)
+        self.reading = self.out_of_range = None
+        if self.embedder is None:
+            return baseline
+        centre = self._centre(baseline.embeddings)
+        english = None
+        if centre is None:
+            english = self._read([prompt.text for prompt in load_prompts()], None).different
+        self._english = english
+        self.reading = self._read(texts, centre)
+        self.out_of_range = out_of_range(self.reading, None, english=english, ruler=self.embedder.label)
+        return baseline
+
+    def _read(self, texts: Sequence[str], centre: np.ndarray | None) -> Reading:
+        assert self.embedder is not None
+        return read_texts(texts, self._embed, unknown=self.embedder.unknown, centre=centre, seed=self.seed)
+
+    def _centre(self, embeddings: np.ndarray | None) -> np.ndarray | None:
+        """What is taken off every vector before a cosine, where the ruler asks for it."""
+        return (
+            None if self.embedder is None or not self.embedder.centre or embeddings is None else embeddings.mean(axis=0)
+        )
+
+    def _in_range(self, samples: Sequence[Sample]) -> tuple[Reading | None, str | None]:
+        """How the ruler reads these answers, and why it cannot."""
+        if self.embedder is None or self.baseline is None or self.reading is None:
+            return None, None
+        if self.out_of_range is not None:
+            return None, self.out_of_range
+        reading = self._read([s.text for s in samples], self._centre(self.baseline.embeddings))
+        return reading, out_of_range(reading, self.reading, english=self._english, ruler=self.embedder.label)
 
     def look(self, model: nn.Module, tier: int) -> Look:
         """Tier 1, and with `tier=2` tier 2 as well."""
@@ -197,8 +256,17 @@ class Prober:
             if tier < 2:
                 return Look(tier=1, held_out=held_out, frozen=frozen)
             samples = self._sample(model, self.k, "collapse: answers")
-        measures = self._measures(samples, self._embed([s.text for s in samples]))
-        return Look(tier=2, held_out=held_out, frozen=frozen, samples=samples, measures=measures)
+        reading, why = self._in_range(samples)
+        measures = self._measures(samples, None if why else self._embed([s.text for s in samples]))
+        return Look(
+            tier=2,
+            held_out=held_out,
+            frozen=frozen,
+            samples=samples,
+            measures=measures,
+            reading=reading,
+            out_of_range=why,
+        )
 
     def by_prompt(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """The answers to each prompt, in order."""
@@ -269,12 +337,19 @@ class Prober:
                 rows.append(LabelledText(prompt + sample.token_ids, (IGNORE_INDEX,) * len(prompt) + sample.token_ids))
         return rows
 
+    def _reasoning_tokens(self, sample: Sample) -> int:
+        """Tokens of reasoning in an answer, 0 where there is none."""
+        read = self.tokenizer.decode
+        tail = read(self.encoded[sample.prompt][-_PROMPT_TAIL:], skip_special_tokens=False)
+        reasoning = reasoning_in(tail, read(list(sample.token_ids), skip_special_tokens=False))
+        return len(self.tokenizer(reasoning, add_special_tokens=False)["input_ids"]) if reasoning else 0
+
     def _measures(self, samples: Sequence[Sample], embeddings: np.ndarray | None) -> Measures:
         groups: list[np.ndarray] | None = None
         if embeddings is not None:
-            base = None if self.baseline is None else self.baseline.embeddings
-            if self.embedder is not None and self.embedder.centre:
-                embeddings = embeddings - (embeddings if base is None else base).mean(axis=0)
+            centre = self._centre(embeddings if self.baseline is None else self.baseline.embeddings)
+            if centre is not None:
+                embeddings = embeddings - centre
             owner = np.array([s.prompt for s in samples])
             groups = [embeddings[owner == p.id] for p in self.prompts]
         return measure(
@@ -283,11 +358,16 @@ class Prober:
             tags=[p.tag for p in self.prompts],
             embeddings=groups,
             truncated=self._by_prompt(samples, lambda s: s.truncated),
+            reasoning=self._by_prompt(samples, self._reasoning_tokens),
             equal_k=self.k,
             information_length=self.information_length,
             patterns=self.patterns,
             seed=self.seed,
         )
+
+
+_PROMPT_TAIL = 24
+"""Tokens of the prompt's end in which a block of reasoning may be opened."""
 
 
 def _without_stop(sample: Sample) -> tuple[int, ...]:

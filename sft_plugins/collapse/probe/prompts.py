@@ -6,6 +6,8 @@ there, so these are the control). Prompts come from a list, a JSONL file, a data
     "Tell me about a morning."                                      a string
     {"prompt": "What is 2 + 2?", "tag": "closed"}                   a string with its tag
     {"messages": [{"role": "user", "content": "…"}], "tag": "open"} a conversation that ends before the answer
+
+Each may carry what rows of data carry: `tools`, and `chat_template_kwargs` for the template (C16).
 """
 
 from __future__ import annotations
@@ -17,33 +19,52 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sft_plugins.errors import CollapseError
+from sft_plugins.errors import CollapseError, MaskingError
+from sft_plugins.masking import PromptMasker
 
 __all__ = ["TAGS", "Prompt", "encode_prompts", "load_prompts"]
 
 TAGS = ("open", "closed")
-_KEYS = frozenset({"prompt", "messages", "tag"})
+_KEYS = frozenset({"prompt", "messages", "tag", "tools", "chat_template_kwargs"})
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question. `messages` is what the chat template renders; `text` is what people read."""
+    """One question. `row` is what the chat template renders, as a row of data has it; `text` is what people read."""
 
     id: int
     messages: tuple[dict[str, Any], ...]
     tag: str
+    tools: Any = None
+    template_kwargs: Any = None
 
     @property
     def text(self) -> str:
-        return "\n".join(str(m["content"]) for m in self.messages)
+        return "\n".join(filter(None, (_text(message) for message in self.messages)))
+
+    @property
+    def row(self) -> dict[str, Any]:
+        row = {"messages": list(self.messages), "tools": self.tools, "chat_template_kwargs": self.template_kwargs}
+        return {key: value for key, value in row.items() if value is not None}
+
+    @property
+    def definition(self) -> list[Any]:
+        """What tells this prompt from any other, for hashes. Tools and switches only where there are any, so that a prompt
+        without keeps the hash it had in histories of 0.1.0.
+        """
+        extra = {key: value for key, value in self.row.items() if key != "messages"}
+        return [self.messages, self.tag, *([extra] if extra else [])]
 
 
-def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prompt, ...]:
+def load_prompts(
+    source: str | Path | Iterable[Any] | None = None, *, tools: Any = None, chat_template_kwargs: Any = None
+) -> tuple[Prompt, ...]:
     """Prompts with ids 0, 1, … in the order given.
 
     Args:
         source: a list or a `datasets.Dataset` of the forms above, the path of a JSONL file of them, or None /
             "builtin".
+        tools, chat_template_kwargs: for every prompt that has none of its own.
 
     Raises:
         CollapseError: `no_prompts`, `bad_prompt` (with its row), `duplicate_prompt`, `prompt_file`.
@@ -60,7 +81,9 @@ def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prom
                 code="prompt_file",
                 remedy="{prompts:pass the path of a JSONL file in UTF-8, a list of prompts, or None for the built-in set}",
             ) from error
-    prompts = tuple(_prompt(i, row) for i, row in enumerate(source))
+    prompts = tuple(
+        _prompt(i, row, {"tools": tools, "chat_template_kwargs": chat_template_kwargs}) for i, row in enumerate(source)
+    )
     if not prompts:
         raise CollapseError(
             "there are no prompts to sample from",
@@ -69,7 +92,7 @@ def load_prompts(source: str | Path | Iterable[Any] | None = None) -> tuple[Prom
         )
     first_seen: dict[str, int] = {}
     for prompt in prompts:
-        key = json.dumps(prompt.messages, sort_keys=True)
+        key = json.dumps(prompt.row, sort_keys=True, default=str)
         if key in first_seen:
             # Its answers would count as answers to different prompts that are alike: a false sign of homogeneity.
             raise CollapseError(
@@ -98,17 +121,21 @@ def _parse(text: str, path: str) -> list[Any]:
     return rows
 
 
-def _prompt(index: int, row: Any) -> Prompt:
+def _prompt(index: int, row: Any, common: dict[str, Any]) -> Prompt:
     if isinstance(row, str):
         row = {"prompt": row}
+    if isinstance(row, dict):
+        row = {key: value for key, value in row.items() if value is not None}  # a data set fills what a row lacks
     if not isinstance(row, dict) or not set(row) <= _KEYS or ("prompt" in row) == ("messages" in row):
-        got = sorted(row) if isinstance(row, dict) else type(row).__name__
+        got = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise CollapseError(
-            f"a prompt is a string, or a dict with either 'prompt' or 'messages' and an optional 'tag'; got {got}",
+            "a prompt is a string, or a dict with either 'prompt' or 'messages' and an optional 'tag', 'tools' and "
+            f"'chat_template_kwargs'; got {got}",
             code="bad_prompt",
             row=index,
             remedy='pass "Tell a story.", or {"prompt": "Two plus two?", "tag": "closed"}',
         )
+    row = {**{key: value for key, value in common.items() if value is not None}, **row}
     tag = row.get("tag") or "open"
     if tag not in TAGS:
         raise CollapseError(
@@ -119,9 +146,9 @@ def _prompt(index: int, row: Any) -> Prompt:
         )
     messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
     usable = isinstance(messages, Sequence) and all(
-        isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages
+        isinstance(m, dict) and "role" in m and (_text(m) is not None or m.get("tool_calls")) for m in messages
     )
-    if not usable or not messages or not any(m["content"].strip() for m in messages):
+    if not usable or not messages or not any((_text(m) or "").strip() for m in messages):
         raise CollapseError(
             f"the prompt is empty or not a list of messages with text; got {str(messages)[:80]}",
             code="bad_prompt",
@@ -132,42 +159,43 @@ def _prompt(index: int, row: Any) -> Prompt:
         raise CollapseError(
             "the conversation ends with an answer", code="bad_prompt", row=index, remedy="end it with the question"
         )
-    return Prompt(index, tuple(dict(m) for m in messages), tag)
+    return Prompt(index, tuple(dict(m) for m in messages), tag, row.get("tools"), row.get("chat_template_kwargs"))
+
+
+def _text(message: dict[str, Any]) -> str | None:
+    """The text of a message, given as a string or in parts; None where it has none."""
+    content = message.get("content")
+    if isinstance(content, (list, tuple)):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        return None if any(not isinstance(part, str) for part in parts) else "".join(map(str, parts))
+    return content if isinstance(content, str) else None
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Any, *, max_new_tokens: int, context: int | None
+    prompts: Sequence[Prompt], masker: PromptMasker, *, max_new_tokens: int, context: int | None
 ) -> list[list[int]]:
-    """Token ids of each prompt, with the generation prompt and BOS at most once (C5).
-
-    With a chat template: the rendered text tokenised without special tokens, since the template writes its own.
-    Without: the plain text with the special tokens that `tokenizer(text)` adds.
+    """Token ids of each prompt, with the generation prompt and BOS at most once (C5): what a masked row has before its answer.
 
     Args:
+        masker: of the tokenizer that training uses. Without a chat template the plain text is asked, with the special
+            tokens that `tokenizer(text)` puts in front.
         context: the model's longest sequence, prompt and answer together; None where it has no limit.
 
     Raises:
         CollapseError: `prompt_too_long`, `bad_prompt` (the template refuses the conversation).
     """
     encoded = []
+    templated, bos = bool(masker.tokenizer.chat_template), masker.tokenizer.bos_token_id
     for prompt in prompts:
-        if tokenizer.chat_template:
-            try:
-                text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-            except Exception as error:
-                raise CollapseError(
-                    f"the chat template refuses this prompt: {error}",
-                    code="bad_prompt",
-                    row=prompt.id,
-                    remedy="use the roles and the order of turns that the template takes",
-                ) from error
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(prompt.text)["input_ids"]
-            # Some tokenizers close every text with EOS; a prompt that ends so asks for nothing.
-            if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-                ids = ids[:-1]
-        bos = tokenizer.bos_token_id
+        try:
+            ids = masker.encode_prompt(prompt.row if templated else {"prompt": prompt.text})
+        except MaskingError as error:
+            raise CollapseError(
+                f"this prompt cannot be asked: {error.message}",
+                code="bad_prompt",
+                row=prompt.id,
+                remedy=error.remedy or "use the roles and the order of turns that the template takes",
+            ) from error
         if bos is not None and ids[:2] == [bos, bos]:
             ids = ids[1:]
         if context is not None and len(ids) + max_new_tokens > context:

@@ -25,11 +25,11 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from sft_plugins._preserve import seeded
+from sft_plugins.masking import PromptMasker
 
 __all__ = ["Batch", "Sample", "generation_config", "model_context", "plan_batches", "sample_batch", "stop_token_ids"]
 
 _MAX_BATCH_BYTES = 2 * 2**30
-_PROBE_ANSWER = "qzvx"
 
 
 @dataclass(frozen=True)
@@ -99,29 +99,11 @@ def model_context(config: Any) -> int | None:
     return None
 
 
-def stop_token_ids(tokenizer: Any, model: nn.Module) -> tuple[int, ...]:
-    """Every id that ends an answer: the tokenizer's EOS, the generation configuration's, and the template's end of
-    turn.
-    """
-    ids = {tokenizer.eos_token_id}
+def stop_token_ids(masker: PromptMasker, model: nn.Module) -> tuple[int, ...]:
+    """Every id that ends an answer: those that the masker trains as stops (C12), and the model's own."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids |= set(configured if isinstance(configured, (list, tuple)) else [configured])
-    ids.add(_end_of_turn(tokenizer))
-    return tuple(sorted(i for i in ids if i is not None))
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template writes straight after an answer, where it writes one."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE_ANSWER}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template that refuses this conversation still has the other two sources
-        return None
-    after = text.rpartition(_PROBE_ANSWER)[2].lstrip()
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+    own = configured if isinstance(configured, (list, tuple)) else [configured]
+    return tuple(sorted({*masker.stop_token_ids, *(int(i) for i in own if i is not None)}))
 
 
 def generation_config(*, max_new_tokens: int, stop_ids: Sequence[int], pad_id: int) -> GenerationConfig:

@@ -25,6 +25,7 @@ from sft_plugins.collapse.metrics.entropy import (
     token_statistics_from_logits,
 )
 from sft_plugins.errors import CollapseError
+from sft_plugins.masking import PromptMasker
 
 __all__ = ["Judged", "LabelledText", "eval_rows", "judge_rows", "plan_rows"]
 
@@ -58,7 +59,7 @@ class Judged:
         )
 
 
-def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) -> tuple[LabelledText, ...]:
+def eval_rows(pairs: Any, masker: PromptMasker, *, context: int | None, limit: int) -> tuple[LabelledText, ...]:
     """The first `limit` held-out pairs as rows.
 
     Args:
@@ -69,7 +70,6 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
         CollapseError: `no_eval_pairs`, `eval_pair` (with its row), `no_supervised_tokens`.
     """
     rows: list[LabelledText] = []
-    masker = None
     for index, pair in enumerate(pairs):
         if len(rows) >= limit:
             break
@@ -90,9 +90,6 @@ def eval_rows(pairs: Any, tokenizer: Any, *, context: int | None, limit: int) ->
         if "input_ids" in pair and "labels" in pair:
             encoded = [(list(map(int, pair["input_ids"])), list(map(int, pair["labels"])))]
         else:
-            from sft_plugins.masking import PromptMasker
-
-            masker = masker or PromptMasker(tokenizer)
             try:
                 encoded = [(e.input_ids, e.labels) for e in masker.encode(dict(pair))]
             except Exception as error:

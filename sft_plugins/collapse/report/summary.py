@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_plugins.collapse.detect.verdict import percent, rounded
+from sft_plugins.collapse.detect.verdict import BLIND, NO_LEVEL, percent, rounded
 from sft_plugins.collapse.history import plain
 
 __all__ = ["HEADLINES", "Report", "summarise"]
@@ -31,8 +31,6 @@ HEADLINES = {
     "unconfirmed": "Not confirmed yet: the last look found an alarm that the one before it had not.",
     "blind": "No verdict: the run could not be compared with the model it started from.",
 }
-# Statements of the detector after which "healthy" would be a claim about something it could not see.
-_BLIND = {"no_baseline", "baseline_unusable", "no_embedder", "no_probe", "too_few_prompts", "one_sample"}
 
 # name in the history → (what it is called, how it is printed, what it means)
 KEY_FIGURES = {
@@ -49,8 +47,11 @@ KEY_FIGURES = {
     "distinct_2": ("Distinct word pairs", ".3f", "lexical variety; may rise while meaning collapses"),
     "self_bleu": ("Self-BLEU", ".1f", "how much answers share wording, 0 to 100"),
     "repetition": ("Repetition", ".1%", "four-token phrases repeated within an answer"),
+    "reasoning": ("Answers that reason", ".0%", "share of answers with reasoning in them; an empty block is none"),
+    "reasoning_length": ("Length of reasoning", ".0f", "tokens of reasoning in the answers that reason"),
     "truncated": ("Cut answers", ".0%", "answers that ran into the length limit"),
     "length": ("Length", ".0f", "tokens per answer"),
+    "unknown_tokens": ("Unread tokens", ".0%", "share of the answers' tokens that the ruler of meaning does not know"),
 }  # fmt: skip
 
 
@@ -106,11 +107,11 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Report:
     probes = [r for r in records if r["kind"] == "probe"]
     full = [r for r in probes if r.get("measures")]
     last = full[-1] if full else None
-    verdict: Mapping[str, Any] = last["verdict"] if last else {"level": "ok", "findings": [], "pending": []}
+    verdict: Mapping[str, Any] = last["verdict"] if last else {"level": NO_LEVEL, "findings": [], "pending": []}
     findings = list(verdict["findings"])
-    blind = last is None or base is None or any(f["code"] in _BLIND for f in findings)
+    blind = last is None or base is None or any(f["code"] in BLIND for f in findings)
     status = verdict["level"]
-    if status in ("ok", "info"):
+    if status in ("ok", "info", NO_LEVEL):  # histories of 0.1.0 say "ok" where nothing was looked at
         alarming = any(f["level"] in ("warn", "critical") for f in verdict["pending"])
         status = "blind" if blind else "unconfirmed" if alarming else status
     alarms = [r["step"] for r in full if r["verdict"]["level"] in ("warn", "critical")]
@@ -135,7 +136,9 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Report:
         pending=list(verdict["pending"]),
         figures=_table(base, last or (probes[-1] if probes else None)),
         retained=retained,
-        curves={name: _intervals(probes, name) for name in ("fork_retention", "closed_diversity_retained")},
+        curves={
+            name: _intervals(probes, name) for name in ("fork_retention", "closed_diversity_retained", "reasoning_kept")
+        },
         losses={
             "training": [(r["step"], r["loss"]) for r in logs if r.get("loss") is not None],
             "held out": sorted(loss_at.items()),

@@ -387,7 +387,7 @@ def test_no_embedder_no_semantic_alarm_however_far_wording_falls(real_base: Prob
     blind = without_embeddings(real_base.measures)
     now = probe(10, changed(blind, unique=1 / K, self_bleu=100.0, distinct_1=0.01, distinct_2=0.01), forks=0.1)
     verdict = detect(probe(0, blind), [now, dataclasses.replace(now, step=20)])
-    assert verdict.level == "ok"
+    assert verdict.level == "none"
     assert verdict.codes == {"no_embedder"}
     assert "sft-plugins[semantic]" in finding(verdict, "no_embedder").suggestion
     assert "diversity_retained" not in verdict.estimates
@@ -409,7 +409,7 @@ def test_an_unusable_baseline_gives_no_verdict_and_says_why(
     assert unusable(base, config=DetectorConfig()) is None
     verdict = detect(probe(0, broken), [probe(1, low), probe(2, low)])
     assert verdict.codes == {"baseline_unusable"}
-    assert verdict.level == "ok"
+    assert verdict.level == "none"
     assert words in verdict.findings[0].evidence
 
 
@@ -418,7 +418,7 @@ def test_no_baseline_and_no_probe_are_statements_not_silence(base: Measures) -> 
     assert detect(None, [probe(1, low), probe(2, low)]).codes == {"no_baseline"}
     assert detect(probe(0, None), [probe(1, low)]).codes == {"no_baseline"}
     verdict = detect(probe(0, base), [])
-    assert (verdict.codes, verdict.step, verdict.level) == ({"no_probe"}, None, "ok")
+    assert (verdict.codes, verdict.step, verdict.level) == ({"no_probe"}, None, "none")
 
 
 def test_one_sample_per_prompt_is_said_to_have_no_diversity(world: World, base: Measures) -> None:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from sft_plugins.collapse.metrics.homogeneity import (
-    BOILERPLATE,
     boilerplate_rates,
     commonest_opening,
     cross_similarity,
@@ -14,6 +13,7 @@ from sft_plugins.collapse.metrics.homogeneity import (
     opening_shares,
     openings,
 )
+from sft_plugins.collapse.metrics.refusals import BOILERPLATE
 
 
 def test_cross_similarity_is_the_mean_cosine_between_answers_to_different_prompts() -> None:

@@ -132,9 +132,12 @@ def test_hidden_states_are_those_of_the_base_alone_text_by_text() -> None:
         alone = []
         base = tiny_model().eval()
         for text in texts:
-            ids = torch.tensor([tokenizer(text or " ", add_special_tokens=False)["input_ids"]])
+            ids = torch.tensor(
+                [[tokenizer.bos_token_id, *tokenizer(text or " ", add_special_tokens=False)["input_ids"]]]
+            )
             states = base(input_ids=ids, output_hidden_states=True).hidden_states
-            alone.append(states[len(states) // 2][0].mean(0).numpy())
+            state = states[len(states) // 2][0, 1:]
+            alone.append((state / state.norm(dim=1, keepdim=True)).mean(0).numpy())
     assert np.array_equal(before, after)
     assert np.allclose(before, np.stack(alone), atol=1e-5)
 

@@ -20,6 +20,7 @@ from sft_plugins.collapse.probe.sampling import (
     stop_token_ids,
 )
 from sft_plugins.errors import CollapseError
+from sft_plugins.masking import PromptMasker
 from testkit.tokenizers import build_tokenizer, dump
 from testkit.watched_runs import byte_tokenizer, lora, tiny_model
 
@@ -29,8 +30,8 @@ CPU = torch.device("cpu")
 def answers(
     model: Any, tokenizer: Any, prompts: tuple[Prompt, ...], *, k: int = 2, new: int = 8, seed: int = 0, **plan: Any
 ) -> list[Any]:
-    encoded = encode_prompts(prompts, tokenizer, max_new_tokens=new, context=model_context(model.config))
-    config = generation_config(max_new_tokens=new, stop_ids=stop_token_ids(tokenizer, model), pad_id=0)
+    encoded = encode_prompts(prompts, PromptMasker(tokenizer), max_new_tokens=new, context=model_context(model.config))
+    config = generation_config(max_new_tokens=new, stop_ids=stop_token_ids(PromptMasker(tokenizer), model), pad_id=0)
     batches = plan_batches(encoded, k, max_new_tokens=new, config=model.config, seed=seed, **plan)
     with untouched(model, tokenizer):
         return [s for b in batches for s in sample_batch(model, b, encoded, tokenizer, config=config, device=CPU)]
@@ -112,7 +113,7 @@ def test_a_prompt_is_what_generation_would_be_given() -> None:
     expected = tokenizer.apply_chat_template(
         list(prompt[0].messages), add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    assert encode_prompts(prompt, tokenizer, max_new_tokens=4, context=None) == [expected]
+    assert encode_prompts(prompt, PromptMasker(tokenizer), max_new_tokens=4, context=None) == [expected]
 
 
 @pytest.mark.parametrize("in_template", [False, True])
@@ -121,28 +122,28 @@ def test_prompts_carry_bos_at_most_once(in_template: bool) -> None:
     template = "{{ bos_token }}{{ messages[0]['content'] }}" if in_template else None
     tokenizer = build_tokenizer("llama3", chat_template=template)
     assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id, "this tokenizer must add BOS"
-    (ids,) = encode_prompts(load_prompts(["Hello"]), tokenizer, max_new_tokens=4, context=None)
+    (ids,) = encode_prompts(load_prompts(["Hello"]), PromptMasker(tokenizer), max_new_tokens=4, context=None)
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
 
 
 def test_a_prompt_that_does_not_fit_the_context_is_refused() -> None:
     with pytest.raises(CollapseError, match="shorten the prompt or lower max_new_tokens") as caught:
-        encode_prompts(load_prompts(["A?", "B" * 300]), byte_tokenizer(), max_new_tokens=8, context=256)
+        encode_prompts(load_prompts(["A?", "B" * 300]), PromptMasker(byte_tokenizer()), max_new_tokens=8, context=256)
     assert (caught.value.code, caught.value.row) == ("prompt_too_long", 1)
 
 
 def test_stop_tokens_are_eos_and_the_templates_end_of_turn() -> None:
     tokenizer, model = byte_tokenizer(), tiny_model()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert stop_token_ids(tokenizer, model) == (tokenizer.eos_token_id, end)
+    assert stop_token_ids(PromptMasker(tokenizer), model) == (tokenizer.eos_token_id, end)
     model.generation_config.eos_token_id = [9, 2]
-    assert stop_token_ids(tokenizer, model) == (2, end, 9)
+    assert stop_token_ids(PromptMasker(tokenizer), model) == (2, end, 9)
 
 
 def test_every_answer_ends_at_its_stop_token_or_is_marked_cut() -> None:
     tokenizer, model = byte_tokenizer(), tiny_model()
-    stops = set(stop_token_ids(tokenizer, model))
+    stops = set(stop_token_ids(PromptMasker(tokenizer), model))
     found = answers(model, tokenizer, load_prompts(["A?", "Bb?"]), k=24, new=60)
     for sample in found:
         inside = [t in stops for t in sample.token_ids]
@@ -163,7 +164,7 @@ def test_left_padding_does_not_change_an_answer_and_the_tokenizer_does_not_pad()
     assert alone[0].token_ids == beside[0].token_ids
     assert dump(tokenizer) == before
 
-    ids = encode_prompts(both, tokenizer, max_new_tokens=1, context=None)
+    ids = encode_prompts(both, PromptMasker(tokenizer), max_new_tokens=1, context=None)
     pad = len(ids[1]) - len(ids[0])
     with torch.no_grad():
         plain = model.eval()(torch.tensor(ids[:1])).logits[0, -1]
@@ -217,7 +218,7 @@ def test_sampling_is_from_the_models_own_distribution() -> None:
     with torch.no_grad():
         model.lm_head.weight *= 30
     prompts = load_prompts(["A?"])
-    encoded = encode_prompts(prompts, tokenizer, max_new_tokens=1, context=None)
+    encoded = encode_prompts(prompts, PromptMasker(tokenizer), max_new_tokens=1, context=None)
     with torch.no_grad():
         p = model.eval()(torch.tensor(encoded)).logits[0, -1].softmax(-1)
     drawn = answers(model, tokenizer, prompts, k=4000, new=1)

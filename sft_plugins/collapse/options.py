@@ -1,0 +1,113 @@
+"""What whoever trains has asked of the watch, checked once; as the history records it, and as much of it as decides figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft_plugins.collapse.detect.verdict import DetectorConfig
+from sft_plugins.collapse.history import config_hash, plain
+from sft_plugins.collapse.probe.prompts import Prompt
+from sft_plugins.errors import CollapseError
+
+__all__ = ["WatchOptions", "figures_hash"]
+
+ON_COLLAPSE = ("warn", "stop")
+_DECIDE_FIGURES = ("prompts", "samples_per_prompt", "max_new_tokens", "seed", "max_eval_pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """The keyword arguments of `ModeCollapseCallback`, which describes them.
+
+    Raises:
+        CollapseError: `bad_option`.
+    """
+
+    eval_pairs: Any
+    every_steps: int | None
+    samples_per_prompt: int
+    max_new_tokens: int
+    baseline: str | Path | None
+    embedder: Any
+    on_collapse: str | Callable[[Any], Any]
+    output_dir: str | Path | None
+    seed: int
+    budget: float | None
+    max_eval_pairs: int
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    patterns: tuple[str, ...]
+    stop_token_ids: Sequence[int] | None
+    report: bool
+
+    def __post_init__(self) -> None:
+        _at_least("samples_per_prompt", self.samples_per_prompt, 2, "one answer per prompt has no variety to measure")
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("max_eval_pairs", self.max_eval_pairs, 1)
+        if self.every_steps is not None:
+            _at_least("every_steps", self.every_steps, 1)
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise CollapseError(
+                f"budget is {self.budget}; expected a share in (0, 1], or None",
+                code="bad_option",
+                remedy="{budget:pass 0.03 for 3% of the wall time, None for no limit}",
+            )
+        if not callable(self.on_collapse) and self.on_collapse not in ON_COLLAPSE:
+            raise CollapseError(
+                f"on_collapse is {self.on_collapse!r}; allowed: 'warn', 'stop', or a callable",
+                code="bad_option",
+                remedy="to do something of your own, pass a function of the verdict",
+            )
+
+    @property
+    def of_probes(self) -> dict[str, Any]:
+        """What `Prober` is given."""
+        return {
+            "eval_pairs": self.eval_pairs,
+            "max_eval_pairs": self.max_eval_pairs,
+            "samples_per_prompt": self.samples_per_prompt,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+            "patterns": self.patterns,
+            "stop_ids": self.stop_token_ids,
+        }
+
+    def record(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """What decides the run's figures, as the history holds it."""
+        return plain(
+            {
+                "max_eval_pairs": self.max_eval_pairs,
+                "samples_per_prompt": self.samples_per_prompt,
+                "max_new_tokens": self.max_new_tokens,
+                "seed": self.seed,
+                "patterns": self.patterns,
+                "prompts": config_hash([prompt.definition for prompt in prompts]),
+                "stop_token_ids": None if self.stop_token_ids is None else sorted(self.stop_token_ids),
+                "every_steps": self.every_steps,
+                "budget": self.budget,
+                "embedder": self.embedder if isinstance(self.embedder, (str, type(None))) else "custom",
+                "baseline": None if self.baseline is None else str(self.baseline),
+                "on_collapse": "callable" if callable(self.on_collapse) else self.on_collapse,
+            }
+        )
+
+
+def figures_hash(run: Mapping[str, Any]) -> str:
+    """Of a `run` record: a hash of what its figures can be compared under. Probes of another hash belong to another run.
+
+    Budgets, cadence and patterns of refusals may change from one part of a run to the next.
+    """
+    config = run["config"]
+    return config_hash([[config.get(name) for name in _DECIDE_FIGURES], run["embedder"], run["eval_pairs"]])
+
+
+def _at_least(name: str, value: Any, least: int, why: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        reason = f": {why}" if why else ""
+        raise CollapseError(
+            f"{name} is {value!r}; expected an integer of {least} or more{reason}",
+            code="bad_option",
+            remedy=f"correct {name}",
+        )
