@@ -64,6 +64,7 @@ def colour(findings: Iterable[Finding]) -> Colour:
 
 
 FAILURES = {
+    "boundaries": "P8",
     "boundary": "M3",
     "bad_schema": "M12",
     "content_lost": "M6",
@@ -99,6 +100,7 @@ REMEDIES = {
     "history_rewrite": "Mask with PromptMasker, which makes rows that are each exact, or train on the last turn only.",
     "id_out_of_range": "Tokenise again with this model's tokenizer.",
     "label_mismatch": "A label is the token at its own place or −100; do not shift labels.",
+    "boundaries": "Pack again; `seq_lengths` are positive and add up to the row.",
     "length_mismatch": "Tokenise again; every mask column is as long as `input_ids`.",
     "mask_ignored": "Write `labels` (−100 where no loss is wanted): mask_dataset honours mask columns and writes them.",
     "missing_stop": "Train the token that ends an answer: without it the model does not stop. Do not mask labels by pad id.",

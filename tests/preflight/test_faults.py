@@ -125,7 +125,7 @@ FAULTS = [
     Fault(failure="P1", code="contamination", host="trl", config={"packing": True}, model_type="leaky_attention"),
     Fault(failure="P5", code="contamination", host="trl", config={"packing": True}, model_type="leaky_state"),
     Fault(failure="P7", code="first_label", rows=tokenised("packed, first label")),
-    Fault(failure="P8", code="length_mismatch", rows=tokenised("packed, lengths")),
+    Fault(failure="P8", code="boundaries", rows=tokenised("packed, lengths")),
     Fault(failure="P9", code="fragments", host="trl", config={"packing": True, "packing_strategy": "wrapped"}),
     Fault(failure="P10", code="prepacked_rows", host="trl", rows=tokenised("packed")),
     Fault(
@@ -141,7 +141,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-SHOWN_AS = {"M1": "M7", "P5": "P1", "P8": "M15"}
+SHOWN_AS = {"M1": "M7", "P5": "P1"}
 """Failures that show as the same fault as another does."""
 
 
