@@ -29,6 +29,7 @@ HEADLINES = {
     "info": "Healthy. The model's answers have narrowed somewhat, as fine-tuning does.",
     "ok": "Healthy. No narrowing was found.",
     "unconfirmed": "Not confirmed yet: the last look found an alarm that the one before it had not.",
+    "reasoning": "The model reasons less than it did before training.",
     "blind": "No verdict: the run could not be compared with the model it started from.",
 }
 
@@ -128,7 +129,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Report:
         trade.insert(0, (0, base["heldout_loss"], 1.0))
     return Report(
         status=status,
-        headline=HEADLINES[status],
+        headline=_headline(status, findings),
         step=max((r["step"] for r in records), default=0),
         looked_at=probes[-1]["step"] if probes else 0,
         run=run,
@@ -155,6 +156,14 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Report:
         cost=None if end is None else {**end["cost"], "budget": end.get("budget")},
         first_alarm=alarms[0] if alarms else None,
     )
+
+
+def _headline(status: str, findings: Sequence[Mapping[str, Any]]) -> str:
+    """What the highest finding says: an alarm need not be one of narrowing."""
+    codes = {finding["code"] for finding in findings if finding["level"] == status}
+    if "reasoning_lost" in codes and not codes & {"narrowing", "homogeneity", "tax_without_benefit"}:
+        return HEADLINES["reasoning"]
+    return HEADLINES[status]
 
 
 def _intervals(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float, float, float]]:

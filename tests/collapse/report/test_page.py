@@ -125,6 +125,23 @@ def test_the_headline_is_the_verdict_of_the_last_probe(history: Path, tmp_path: 
     assert "the advice" in text
 
 
+@pytest.mark.parametrize(
+    ("codes", "headline"), [(["reasoning_lost"], "reasoning"), (["reasoning_lost", "narrowing"], "critical")]
+)
+def test_the_headline_is_what_the_highest_finding_says(
+    history: Path, tmp_path: Path, codes: list[str], headline: str
+) -> None:
+    """A model that only reasons less has not made its answers the same."""
+    findings = [{"level": "critical", "code": code, "evidence": "e", "suggestion": "s"} for code in codes]
+
+    def judged(record: dict[str, Any]) -> dict[str, Any]:
+        if record["kind"] == "probe":
+            record["verdict"] |= {"level": "critical", "findings": findings}
+        return record
+
+    assert summarise(read_history(edited(history, tmp_path, judged))).headline == HEADLINES[headline]
+
+
 def test_an_alarm_of_the_last_look_alone_is_never_called_healthy(history: Path, tmp_path: Path) -> None:
     """A collapse that only the run's last look saw is not confirmed; nor is it nothing to report."""
     finding = {"level": "critical", "code": "narrowing", "evidence": "the evidence", "suggestion": "the advice"}
