@@ -189,7 +189,7 @@ def test_a_history_that_is_split_is_shown_row_by_row(tmp_path: Path) -> None:
     """Where a template rewrites earlier turns, each row of the conversation is shown under the row's number."""
     tokenizer = build_tokenizer("bytelevel", eos="<|im_end|>")
     tokenizer.chat_template = tokenizer.chat_template.replace(
-        "m['content']", "(m['content'] if loop.last or m['role'] == 'user' else m['content'] | upper)"
+        "m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '(earlier) ' + m['content'])"
     )
     tokenizer.save_pretrained(tmp_path / "model")
     data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": conversations(1)[0]["messages"] * 2}])
