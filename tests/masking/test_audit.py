@@ -218,7 +218,7 @@ def test_packed_rows_are_checked_document_by_document() -> None:
     report = check_masks(rows, tokenizer_of())
     assert {code: (found.count, found.first_rows) for code, found in report.failures.items()} == {
         "first_label": (1, [1]),
-        "length_mismatch": (1, [2]),
+        "boundaries": (1, [2]),
     }
     assert (report.rows_in, report.rows_out) == (3, 5)
     assert any("packed" in note for note in report.notes)

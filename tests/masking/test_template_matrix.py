@@ -292,7 +292,13 @@ def test_the_oracle_refuses_rows_that_cannot_be_exact() -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
     stop = {tokenizer.eos_token_id}
     assert mask_oracle.refusals(tokenizer, ROW, stop_ids=stop).must
-    assert mask_oracle.refusals(tokenizer, ROW, stop_ids=stop).codes == {"render_mismatch"}
+    codes = mask_oracle.refusals(tokenizer, ROW, stop_ids=stop).codes
+    assert "render_mismatch" in codes
+    assert codes <= {
+        "render_mismatch",
+        "template_error",
+        "bad_schema",
+    }  # what the row's other forms give: parts for text
     assert check(tokenizer, merged(chatml()))
 
 

@@ -706,11 +706,22 @@ class Row:
 def reference_rows(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], train_on: str = "all") -> list[Row]:
     """The slowest correct masking: prompt and response of every turn tokenised apart and joined, a row for each turn.
 
+    The first of the row's forms in which every turn can be exact.
+
     Raises:
-        ValueError: where a turn cannot be exact.
+        ValueError: where a turn cannot be exact, in any form.
     """
+    reason = ValueError("the row has no form")
+    for form in variants(row):
+        try:
+            return _reference_rows(tokenizer, form, stop_ids=stop_ids, train_on=train_on)
+        except ValueError as error:
+            reason = error
+    raise reason
+
+
+def _reference_rows(tokenizer: Any, row: dict[str, Any], *, stop_ids: set[int], train_on: str) -> list[Row]:
     rows = []
-    row = next(variants(row))
     for k in trainable(row["messages"], train_on):
         expected = turn(tokenizer, row, k, stop_ids)
         if expected.codes:

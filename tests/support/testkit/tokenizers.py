@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
@@ -328,7 +329,10 @@ def _templates_of_the_page() -> frozenset[str]:
 
 
 def template_text(name: str) -> str:
-    return (template_dir() / f"{name}.jinja").read_text(encoding="utf-8")
+    path = template_dir() / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip(f"the installed TRL has no template {name}")
+    return path.read_text(encoding="utf-8")
 
 
 def template_facts(name: str) -> tuple[str, str | None, str, tuple[str, ...]]:
