@@ -39,6 +39,7 @@ NAMES = {
     "one_stop_token": "list one token in `eot_tokens:`",
     "its_stop_token": "list it in `eot_tokens:`",
     "chat_template_kwargs": "Give the rows a column `chat_template_kwargs` with those",
+    "load_tokenizer": "Set `tokenizer_type: PreTrainedTokenizerFast`, and no `tokenizer_use_mistral_common`,",
     "set_chat_template": "Set `chat_template:`",
     "a_chat_template": "set a `chat_template:`",
     "another_chat_template": "set another `chat_template:`",

@@ -22,6 +22,8 @@ from sft_plugins.errors import MaskingError
 
 # Text put before a continuation so that the tokenizer takes it for the middle of a text, and cut off again.
 _ANCHORS = ("\n", "。", ":", "a", "0")
+# What `AutoTokenizer` gives for Mistral's models where mistral-common is installed, by its names in transformers 5 and 4.
+_WITHOUT_TEMPLATE = frozenset({"MistralCommonBackend", "MistralCommonTokenizer"})
 _PROBES = ("Zq 1x,\n  y", "a\tb Übung 日本 🙂")
 
 
@@ -247,8 +249,16 @@ def _byte_level_alphabet() -> dict[int, str]:
 
 def require_tokenizer(tokenizer: Any) -> None:
     """Raises:
-    MaskingError: `bad_schema` where something else was passed for a tokenizer (a processor, a name).
+    MaskingError: `bad_schema` where something else was passed for a tokenizer (a processor, a name), or Mistral's own.
     """
+    if any(kind.__name__ in _WITHOUT_TEMPLATE for kind in type(tokenizer).__mro__):
+        raise MaskingError(
+            f"{type(tokenizer).__name__} encodes conversations with mistral-common, without a chat template that could show "
+            "what each turn is given and what it answers.",
+            code="bad_schema",
+            remedy="{load_tokenizer:Load `PreTrainedTokenizerFast.from_pretrained(…, fix_mistral_regex=True)` instead}: the same "
+            "vocabulary with the checkpoint's chat template; where it has none, {a_chat_template:pass a `chat_template`}.",
+        )
     if not (callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "is_fast")):
         raise MaskingError(
             f"expected a transformers tokenizer, got {type(tokenizer).__name__}.",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sft_plugins.masking import PromptMasker
+from sft_plugins.errors import MaskingError
+from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, check_masks
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, TemplateKnobs, texts
 from testkit.properties import quiet
-from testkit.tokenizers import build_tokenizer
+from testkit.tokenizers import CHATML, build_tokenizer
 
 FAST = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "unigram", "t5", "wordpiece")
 EXACT = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "sp-bpe-slow", "byt5")
@@ -268,3 +273,37 @@ def test_a_template_rendered_under_every_tricky_token_stays_exact() -> None:
         masker = PromptMasker(tokenizer)
         stops = set(masker.stop_token_ids)
         assert mask_oracle.violations(tokenizer, row, masker.encode(row), stop_ids=stops) == []
+
+
+def _refused_by_name(tokenizer: Any) -> None:
+    for use in (PromptMasker, StrictPromptMaskingCollator, lambda found: check_masks([], found)):
+        with pytest.raises(MaskingError, match="mistral-common, without a chat template") as caught:
+            use(tokenizer)
+        assert caught.value.code == "bad_schema"
+        assert "PreTrainedTokenizerFast.from_pretrained(" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("name", ["MistralCommonBackend", "MistralCommonTokenizer"])
+def test_m40_mistrals_own_backend_is_named_with_what_to_load(name: str) -> None:
+    """M40: under either of its names, and as Axolotl's subclass of it."""
+    backend = type(name, (), {"__call__": None, "convert_ids_to_tokens": None, "tokenizer": None})
+    _refused_by_name(backend())
+    _refused_by_name(type("HFMistralTokenizer", (backend,), {})())
+
+
+def test_m40_what_the_error_says_to_load_masks_mistrals_own_vocabulary(tmp_path: Path) -> None:
+    """M40: with mistral-common itself, whose backend `AutoTokenizer` gives for such a folder."""
+    data = Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+    vocabulary = json.loads(sorted(data.glob("tekken_*.json"))[0].read_text())
+    vocabulary["vocab"] = vocabulary["vocab"][:1000]
+    vocabulary["config"]["default_vocab_size"] = 1000 + vocabulary["config"]["default_num_special_tokens"]
+    (tmp_path / "tekken.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    _refused_by_name(AutoTokenizer.from_pretrained(tmp_path))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, fix_mistral_regex=True)
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    (row,) = PromptMasker(tokenizer, chat_template=CHATML.replace("<|im_end|>", "</s>"), stop_token_ids=[end]).encode(
+        {"messages": [{"role": "user", "content": "Bonjour ?"}, {"role": "assistant", "content": "Salut à toi."}]}
+    )
+    start, stop = mask_oracle.runs(row.labels)[0]
+    assert mask_oracle.decode(tokenizer, row.input_ids[start:stop]) == "Salut à toi.</s>"
