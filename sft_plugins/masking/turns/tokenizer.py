@@ -256,8 +256,8 @@ def require_tokenizer(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} encodes conversations with mistral-common, without a chat template that could show "
             "what each turn is given and what it answers.",
             code="bad_schema",
-            remedy="{load_tokenizer:Load `PreTrainedTokenizerFast.from_pretrained(…, fix_mistral_regex=True)` instead}: the same "
-            "vocabulary with the checkpoint's chat template; where it has none, {a_chat_template:pass a `chat_template`}.",
+            remedy="{load_tokenizer:Load `PreTrainedTokenizerFast.from_pretrained(…, fix_mistral_regex=True)` instead}: the "
+            "same vocabulary with the checkpoint's chat template; where it has none, {a_chat_template:pass a `chat_template`}.",
         )
     if not (callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens") and hasattr(tokenizer, "is_fast")):
         raise MaskingError(
