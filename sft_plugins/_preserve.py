@@ -31,7 +31,7 @@ __all__ = ["adapter_off", "seeded", "untouched"]
 
 # Above this size a buffer is no scratch value (an old architecture's causal mask, say), and a copy would cost memory.
 _BUFFER_BYTES = 2**20
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None), torch.Tensor)
 _FOUR_BIT_SWITCH = "support_avx512bf16_for_cpu"
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from sft_plugins._models import refuse_context_parallel
+from sft_plugins.packing.isolation.backends.rotary import PerDocument, per_document
 from sft_plugins.packing.isolation.boundaries import Boundaries, take_boundaries
 
 _MARK, _ENTRY = "_sft_plugins_isolation", "_sft_plugins_entry"
@@ -233,8 +234,9 @@ def _decoder(model: nn.Module) -> nn.Module:
 def install(model: nn.Module, backend: Backend) -> Callable[[], None]:
     """Put `backend` on a causal LM (unwrapped) in place of what is installed, and return what takes it off again."""
     uninstall(model)
-    entries = [Entry(model, backend, is_backbone=False)]
+    entries: list[Entry | PerDocument] = [Entry(model, backend, is_backbone=False)]
     entries += [Entry(module, backend, is_backbone=True) for module in backbones(model)]
+    entries += per_document(model, current_boundaries)
     for entry in entries:
         entry.module.__dict__["forward"] = entry.module.__dict__[_ENTRY] = entry
     model.__dict__[_MARK] = entries
@@ -253,7 +255,7 @@ def installed_backend(model: nn.Module) -> Backend | None:
     return entries[0].backend if entries else None
 
 
-def _take_off(model: nn.Module, entries: list[Entry]) -> None:
+def _take_off(model: nn.Module, entries: list[Entry | PerDocument]) -> None:
     for entry in entries:
         # Where a host has wrapped the forward since, this entry stays inside as a plain pass-through.
         entry.active = False

@@ -32,6 +32,7 @@ from torch import nn
 
 from sft_plugins._models import is_sharded
 from sft_plugins.errors import ContaminationError
+from sft_plugins.packing.isolation.backends.rotary import PADDED
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.forward import Switch
 
@@ -112,6 +113,7 @@ def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries
     outputs = []
     for bucket in buckets:
         lengths = boundaries.lengths[bucket]
+        boundaries.scratch.setdefault(PADDED, {})[int(lengths.max())] = lengths
         gather, is_token = _padded(boundaries.starts[bucket], lengths, inputs.device)
         batch = {name: _cut(value, gather, boundaries) for name, value in arguments.items()}
         if lengths.min() < lengths.max():
