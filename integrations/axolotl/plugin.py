@@ -15,6 +15,7 @@ in one process and calls them again (0.21 the very instances), so all that an in
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -33,6 +34,7 @@ from sft_plugins.integrations.axolotl.settings import (
     is_ours,
     listed,
     packer,
+    stop_token_ids,
 )
 from sft_plugins.packing import BalanceReport, check_dealing, isolate
 
@@ -171,7 +173,9 @@ class SFTPlugin(BasePlugin):
         if settings.collapse is not None and self._command == "train":
             heldout = self._heldout if self._packed else trainer.eval_dataset
             with in_yaml():
-                collapse_callback(settings.collapse, trainer.processing_class, heldout).attach(trainer)
+                collapse_callback(
+                    settings.collapse, trainer.processing_class, heldout, eot_tokens=cfg.get("eot_tokens") or ()
+                ).attach(trainer)
         return []
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
@@ -236,8 +240,14 @@ class AxolotlCollapseCallback(ModeCollapseCallback):
             super().on_train_begin(*args, **kwargs)
 
 
-def collapse_callback(settings: CollapseSettings, tokenizer: Any, heldout: Any) -> ModeCollapseCallback:
-    """The callback, not yet attached; `heldout` are the evaluation rows before they were packed, or None."""
+def collapse_callback(
+    settings: CollapseSettings, tokenizer: Any, heldout: Any, *, eot_tokens: Sequence[str] = ()
+) -> ModeCollapseCallback:
+    """The callback, not yet attached; `heldout` are the evaluation rows before they were packed, or None.
+
+    `eot_tokens` end answers for it as they do for masking, unless `collapse.stop_token_ids` names others.
+    """
+    stops = stop_token_ids(tokenizer, eot_tokens) if settings.stop_token_ids is None else settings.stop_token_ids
     rows = heldout.select_columns(["input_ids", "labels"]) if heldout is not None and settings.heldout else None
     return AxolotlCollapseCallback(
         tokenizer,
@@ -257,6 +267,6 @@ def collapse_callback(settings: CollapseSettings, tokenizer: Any, heldout: Any) 
         boilerplate=settings.boilerplate,
         tools=settings.tools,
         chat_template_kwargs=settings.chat_template_kwargs,
-        stop_token_ids=settings.stop_token_ids,
+        stop_token_ids=stops,
         report=settings.report,
     )

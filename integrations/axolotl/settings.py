@@ -102,7 +102,7 @@ class CollapseSettings(Section):
         embedder: `auto`, `model`, `off`, or the name or folder of a sentence-transformers model.
         boilerplate: regular expressions of refusals; the word `builtin` stands for those built in.
         chat_template_kwargs, tools: as in rows of data, for every prompt that carries none of its own.
-        stop_token_ids: ids that end an answer, in place of those that the tokenizer and its template tell.
+        stop_token_ids: ids that end an answer, in place of those that `eot_tokens:`, or the tokenizer and its template, tell.
         budget: largest share of wall time, or `off` for no limit.
         detector: fields of `DetectorConfig` by name.
     """

@@ -189,6 +189,11 @@ def _one(run: Run) -> list[RenderableType]:
         for row in summary.figures:
             table.add_row(row["title"], row["base"] or "–", row["now"] or "–", row["words"])
         lines.append(table)
+    if summary.few_prompts is not None:
+        words = (
+            f"{summary.few_prompts} open prompts were asked; intervals of fewer than 16 hold less often than they say."
+        )
+        lines.append(Text(words, "yellow"))
     if summary.cost:
         lines.append(Text(f"Watching took {summary.cost['share']:.1%} of the training's wall time.", "bright_black"))
     return lines

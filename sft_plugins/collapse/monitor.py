@@ -22,6 +22,7 @@ import transformers
 from torch import nn
 
 from sft_plugins._preserve import untouched
+from sft_plugins.collapse.detect.bootstrap import FEW_PROMPTS
 from sft_plugins.collapse.detect.comparison import estimate
 from sft_plugins.collapse.detect.detector import Detector
 from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Probe, Verdict
@@ -40,10 +41,6 @@ logger = logging.getLogger(__name__)
 
 _ADAPTER_EFFECT = 0.02
 """More than rounding in bfloat16 makes of an adapter that does nothing (DoRA divides by a norm and multiplies by it)."""
-
-
-FEW_PROMPTS = 16
-"""Open prompts below which intervals cover less than they say (`tests/benchmarks/bench_interval_coverage.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

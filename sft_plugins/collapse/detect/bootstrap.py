@@ -25,7 +25,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, t
 
-__all__ = ["Estimate", "Resampling", "holm", "mean_difference", "pair_mean_difference", "ratio"]
+__all__ = ["FEW_PROMPTS", "Estimate", "Resampling", "holm", "mean_difference", "pair_mean_difference", "ratio"]
+
+
+FEW_PROMPTS = 16
+"""Open prompts below which intervals cover less than they say (`tests/benchmarks/bench_interval_coverage.py`)."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_plugins.collapse.detect.bootstrap import FEW_PROMPTS
 from sft_plugins.collapse.detect.verdict import BLIND, NO_LEVEL, percent, rounded
 from sft_plugins.collapse.history import plain
 
@@ -86,6 +87,12 @@ class Report:
     cost: dict[str, Any] | None
     first_alarm: int | None
     """Step of the first confirmed `warn` or `critical`."""
+
+    @property
+    def few_prompts(self) -> int | None:
+        """How many open prompts there are, where they are too few for intervals to hold as often as they say."""
+        asked = sum(prompt["tag"] == "open" for prompt in self.run["prompts"])
+        return asked if asked < FEW_PROMPTS else None
 
     @property
     def kept(self) -> tuple[int, str, str, str] | None:

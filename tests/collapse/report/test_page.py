@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
 import re
@@ -91,6 +92,14 @@ def test_what_people_read_is_there(history: Path, tmp_path: Path) -> None:
     assert "Tell a story." in text
     assert "arXiv 2604.16027" in text
     assert "budget lifted" in text
+
+
+def test_the_page_says_where_prompts_are_too_few_for_its_intervals(history: Path, tmp_path: Path) -> None:
+    report = summarise(read_history(history))
+    assert "5 open prompts were asked" in write_report(history, tmp_path).read_text()
+    more = [{"id": i, "text": f"question {i}", "tag": "open"} for i in range(6, 17)]
+    enough = dataclasses.replace(report, run={**report.run, "prompts": [*report.run["prompts"], *more]})
+    assert enough.few_prompts is None
 
 
 def test_answers_of_a_model_cannot_write_the_page(history: Path, tmp_path: Path) -> None:

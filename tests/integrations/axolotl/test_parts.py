@@ -277,6 +277,32 @@ def test_a_run_begins_afresh_in_the_same_instance(caplog: pytest.LogCaptureFixtu
     assert sum("audit of train rows: 1 rows" in line for line in told) == 2
 
 
+def test_eot_tokens_end_answers_for_the_masker_and_for_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C12: `eot_tokens` reached the masker alone, so the watch let answers run on."""
+    from sft_plugins.integrations.axolotl.plugin import AxolotlCollapseCallback
+    from sft_plugins.integrations.axolotl.strategy import build_masker
+
+    tokenizer, joined = build_tokenizer("qwen"), []
+    monkeypatch.setattr(AxolotlCollapseCallback, "attach", lambda self, trainer: joined.append(self))
+    stop = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    rows = Dataset.from_list(
+        [{"input_ids": [5, 6, tokenizer.eos_token_id], "labels": [-100, 6, tokenizer.eos_token_id]}]
+    )
+    trainer = SimpleNamespace(
+        train_dataset=rows, eval_dataset=None, processing_class=tokenizer, data_collator=collators.padded(tokenizer)
+    )
+    for collapse in ({}, {"stop_token_ids": [7]}):
+        ours = {"packing": False, "collapse": collapse}
+        cfg = own(sft_plugins=ours, eot_tokens=["<|im_start|>"], sequence_len=64)
+        plugin = SFTPlugin()
+        plugin.register(cfg)
+        plugin._command = "train"  # as its hook for data does
+        plugin.add_callbacks_post_trainer(cfg, trainer)
+        masks = build_masker(tokenizer, cfg, {}).stop_token_ids
+        assert masks == {tokenizer.eos_token_id, stop}
+        assert set(joined[-1]._options.stop_token_ids) == ({7} if collapse else set(masks))
+
+
 def test_commands_that_only_load_a_model_leave_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     plugin, packs = SFTPlugin(), own(sft_plugins={}, sequence_len=64)
     plugin.register(own(merge_lora=True))
