@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "sft_plugins"
 HOSTS = ("trl", "axolotl", "sft_plugins.integrations", "integrations")
 LAZY = ("numba", "matplotlib", "sentence_transformers", "sacrebleu", "gguf")
-# The demo trains with TRL, and preflight reads the configurations of hosts: the two exceptions, imported when they run.
-FACING_HOSTS = {CORE / "cli" / "demo" / "training.py", CORE / "cli" / "preflight.py"}
+# The demo trains with TRL, mask writes rows as hosts read them, preflight reads their configurations: imported when they run.
+FACING_HOSTS = {CORE / "cli" / name for name in ("demo/training.py", "mask.py", "preflight.py")}
 
 
 def core_modules() -> list[str]:

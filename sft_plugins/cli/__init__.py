@@ -16,6 +16,7 @@ _COMMANDS = (
     "inspect",
     "audit",
     "pack",
+    "mask",
     "doctor",
     "report",
     "preflight",

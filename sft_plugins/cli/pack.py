@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from sft_plugins._files import whole_or_not_at_all
 from sft_plugins._options import Overflow
 from sft_plugins.cli.ui import options
 from sft_plugins.cli.ui.inputs import (
+    check_new_folder,
     fact_table,
     faults,
     load_masker,
     mask_with_bar,
     open_rows,
+    refuse_nothing_left,
+    refuse_packed,
     source_facts,
     source_line,
     step,
 )
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
-from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from sft_plugins.masking import MaskReport
@@ -93,8 +93,8 @@ def pack(
         steps = (batch_size, accumulation, world)
         show(source_line(source, model), report, masking, lengths, steps=steps, overflow=overflow, out=out)
         if output is not None:
-            with step(out, "saving"):
-                save(packed, output)
+            with step(out, "saving"), whole_or_not_at_all(output) as draft:
+                packed.save_to_disk(str(draft))
             out.console.print(Text(f"saved {len(packed):,} packed rows to {output}", "bold"))
         training = report.training(batch_size, gradient_accumulation_steps=accumulation, world_size=world)
         out.emit(
@@ -114,27 +114,6 @@ def pack(
         )
     if faults(masking, overflow):
         raise typer.Exit(EXIT_FINDINGS)
-
-
-def refuse_packed(kind: str, data: str) -> None:
-    """Raises: AssetError: `already_packed`."""
-    if kind == "packed":
-        raise AssetError(
-            f"{data} is packed already.",
-            code="already_packed",
-            remedy="pack the rows that it was made from; `sft-plugins inspect` shows its documents.",
-        )
-
-
-def refuse_nothing_left(masking: MaskReport, data: str) -> None:
-    """Raises: AssetError: `nothing_left`."""
-    if not masking.rows_out:
-        found = ", ".join(f"{code} in {failure.count:,} rows" for code, failure in masking.failures.items())
-        raise AssetError(
-            f"{data}: no row is left to pack: {found}.",
-            code="nothing_left",
-            remedy="`sft-plugins audit` says what is wrong with them.",
-        )
 
 
 def show(
@@ -208,39 +187,3 @@ def facts(report: PackReport, masking: MaskReport, steps: tuple[int, int, int]) 
         ),
     ]
     return lines
-
-
-def check_new_folder(folder: Path) -> None:
-    """Make sure that `folder` can be written, and holds nothing that would be lost.
-
-    Raises:
-        AssetError: `output_exists`, `unwritable`.
-    """
-    try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise AssetError(
-                f"--output {folder} exists and is not empty.",
-                code="output_exists",
-                remedy="choose a new folder, or empty it yourself: nothing is overwritten.",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise AssetError(
-            f"--output {folder} cannot be written: {error.strerror or error}.",
-            code="unwritable",
-            remedy="choose a folder that you can write to.",
-        ) from error
-
-
-def save(packed: Any, folder: Path) -> None:
-    """Save whole or not at all: a folder beside it is written, then put in its place."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        packed.save_to_disk(str(beside))
-        os.chmod(beside, folder.stat().st_mode)
-        os.replace(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise

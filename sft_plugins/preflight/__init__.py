@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from sft_plugins.preflight.data.files import home as home
     from sft_plugins.preflight.data.files import read_text as read_text
     from sft_plugins.preflight.data.files import scratch_folder as scratch_folder
+    from sft_plugins.preflight.data.files import writing_rows as writing_rows
+    from sft_plugins.preflight.data.masked import data_facts as data_facts
+    from sft_plugins.preflight.data.masked import mask_rows as mask_rows
+    from sft_plugins.preflight.data.masked import unfinished_folder as unfinished_folder
     from sft_plugins.preflight.data.readers import Row as Row
     from sft_plugins.preflight.data.source import Source as Source
     from sft_plugins.preflight.data.source import check_form as check_form
-    from sft_plugins.preflight.data.source import mask_rows as mask_rows
     from sft_plugins.preflight.data.source import open_data as open_data
     from sft_plugins.preflight.doctor import WAYS as WAYS
     from sft_plugins.preflight.doctor import Diagnosis as Diagnosis
@@ -50,9 +53,10 @@ if TYPE_CHECKING:
 # Imported when first used: reading a configuration needs no torch.
 _NAMES = {
     "data.documents": ("document_spans", "kind_of", "with_lengths"),
-    "data.files": ("home", "read_text", "scratch_folder"),
+    "data.files": ("home", "read_text", "scratch_folder", "writing_rows"),
+    "data.masked": ("data_facts", "mask_rows", "unfinished_folder"),
     "data.readers": ("Row",),
-    "data.source": ("Source", "check_form", "mask_rows", "open_data"),
+    "data.source": ("Source", "check_form", "open_data"),
     "doctor": ("WAYS", "Diagnosis", "diagnose", "on_a_gpu"),
     "environment": ("choose_device", "hardware", "kernels", "versions"),
     "findings": ("FAILURES", "PARTS", "REMEDIES", "Colour", "Finding", "Level", "Part", "colour"),

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from sft_plugins.errors import AssetError
 from sft_plugins.masking import MaskReport, PromptMasker, check_masks
 from sft_plugins.preflight.data.documents import with_lengths
-from sft_plugins.preflight.data.source import Source, check_form, mask_rows, open_data
+from sft_plugins.preflight.data.masked import mask_rows
+from sft_plugins.preflight.data.source import Source, check_form, open_data
 from sft_plugins.preflight.findings import FAILURES, REMEDIES, Finding, Level
 from sft_plugins.preflight.plan import DataEntry, Plan
 

@@ -178,7 +178,7 @@ def test_data_of_which_nothing_is_left_says_why(model: Path, tmp_path: Path) -> 
     data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "response": ""}] * 3)
     done = invoke("pack", data, "--model", model, "--max-length", "128")
     assert done.exit_code == 2
-    assert "no row is left to pack: empty_response in 3 rows" in " ".join(done.stderr.split())
+    assert "no row is left: empty_response in 3 rows" in " ".join(done.stderr.split())
 
 
 def test_a_limit_below_every_row_packs_nothing_and_says_so(data: Path, model: Path) -> None:

@@ -1,17 +1,20 @@
-"""What `inspect`, `audit` and `pack` do alike: the steps from their options to masked rows, and what they say of them."""
+"""What `inspect`, `audit`, `pack` and `mask` do alike: from their options to masked rows, and what is said of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from sft_plugins._options import Overflow, Reasoning, SpecialTokens, Thinking, TrainOn, words
 from sft_plugins.cli.ui.output import Output
+from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
     from sft_plugins.masking import Masked, MaskReport, PromptMasker
@@ -54,12 +57,57 @@ def load_masker(
         )  # fmt: skip
 
 
+def refuse_packed(kind: str, data: str) -> None:
+    """Raises: AssetError: `already_packed`."""
+    if kind == "packed":
+        raise AssetError(
+            f"{data} is packed already.",
+            code="already_packed",
+            remedy="pack the rows that it was made from; `sft-plugins inspect` shows its documents.",
+        )
+
+
+def refuse_nothing_left(masking: MaskReport, data: str) -> None:
+    """Raises: AssetError: `nothing_left`."""
+    if not masking.rows_out:
+        found = ", ".join(f"{code} in {failure.count:,} rows" for code, failure in masking.failures.items())
+        raise AssetError(
+            f"{data}: no row is left: {found}.",
+            code="nothing_left",
+            remedy="`sft-plugins audit` says what is wrong with them.",
+        )
+
+
 def faults(report: MaskReport, overflow: Overflow) -> dict[str, int]:
     """Failures by code, without those that the overflow policy was told to leave out: they are counted and shown, no more."""
     counts = {
         code: found.count - (0 if overflow == "raise" else found.too_long) for code, found in report.failures.items()
     }
     return {code: count for code, count in counts.items() if count}
+
+
+def check_new_folder(folder: Path) -> None:
+    """Make sure that `folder` can be written, and holds nothing that would be lost.
+
+    Raises:
+        AssetError: `output_exists`, `unwritable`.
+    """
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise AssetError(
+                f"--output {folder} exists and is not empty.",
+                code="output_exists",
+                remedy="choose a new folder, or empty it yourself: nothing is overwritten.",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AssetError(
+            f"--output {folder} cannot be written: {error.strerror or error}.",
+            code="unwritable",
+            remedy="choose a folder that you can write to.",
+        ) from error
 
 
 @contextmanager
@@ -70,15 +118,22 @@ def step(output: Output, words: str) -> Iterator[None]:
         yield
 
 
-def mask_with_bar(source: Source, masker: PromptMasker, output: Output) -> Masked:
+def mask_with_bar(source: Source, masker: PromptMasker, output: Output, *, folder: Path | None = None) -> Masked:
     """`mask_rows`, with a bar on stderr."""
     from sft_plugins.preflight import mask_rows
 
     dataset = source.dataset()
+    with bar(output, "masking", total=None if dataset is None else len(dataset)) as advance:
+        return mask_rows(source, masker, advance=advance, folder=folder)
+
+
+@contextmanager
+def bar(output: Output, words: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar of rows on stderr; gives the function that moves it on."""
     rows = TextColumn("{task.completed:,} rows")
-    with _progress(output, TextColumn("masking"), BarColumn(bar_width=None), rows, TimeElapsedColumn()) as bar:
-        task: TaskID = bar.add_task("masking", total=None if dataset is None else len(dataset))
-        return mask_rows(source, masker, advance=lambda rows: bar.advance(task, rows))
+    with _progress(output, TextColumn(words), BarColumn(bar_width=None), rows, TimeElapsedColumn()) as progress:
+        task = progress.add_task(words, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def _progress(output: Output, *columns: ProgressColumn) -> Progress:

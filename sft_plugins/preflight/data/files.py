@@ -112,8 +112,8 @@ def scratch_folder() -> Path:
 
 
 @contextmanager
-def writing_scratch(file: Path) -> Iterator[None]:
-    """A full disk, or one that went away, while rows are written to `file` in a scratch folder.
+def writing_rows(file: Path, *, temporary: bool) -> Iterator[None]:
+    """A full disk, or one that went away, while rows are written to `file`, in a scratch folder or one that stays.
 
     Raises:
         AssetError: `unwritable`, with the path.
@@ -121,14 +121,23 @@ def writing_scratch(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise no_scratch(error, f"{file}: ") from error
+        if temporary:
+            raise no_scratch(error, f"{file}: ") from error
+        raise AssetError(
+            f"{file}: rows cannot be written: {_reason(error)}.",
+            code="unwritable",
+            remedy="make room there and give the same command again: it goes on from what is written.",
+        ) from error
 
 
 def no_scratch(error: OSError, where: str) -> AssetError:
     """The error for a temporary folder that cannot be written; `where` is said first."""
-    reason = " ".join(str(error.strerror or error).split())[:200]
     return AssetError(
-        f"{where}temporary rows cannot be written: {reason}.",
+        f"{where}temporary rows cannot be written: {_reason(error)}.",
         code="unwritable",
         remedy="make room there, or set TMPDIR to a folder on a disk that has it.",
     )
+
+
+def _reason(error: OSError) -> str:
+    return " ".join(str(error.strerror or error).split())[:200]

@@ -2,7 +2,6 @@
 
 open_data("rows.jsonl")  →  Source(kind="raw", format="JSON Lines")        .rows()  one dict at a time
 open_data("prepared/")   →  Source(kind="tokenised", format="Axolotl …")   .dataset()  where it lies in Arrow already
-mask_rows(source, masker)  →  Masked(dataset, report), the rows written to a temporary Arrow file as they are masked
 """
 
 from __future__ import annotations
@@ -22,16 +21,13 @@ from sft_plugins.preflight.data.files import (
     readable,
     refuse_wide_text,
     scratch_folder,
-    writing_scratch,
 )
 from sft_plugins.preflight.data.readers import Row, csv_rows, json_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from sft_plugins.masking import Masked, PromptMasker
 
-_BATCH = 256
 _LOOKED_AT = 20  # rows in which a row form must show
 _FORMATS = ".jsonl, .json, .csv, .parquet, .arrow, or a folder that `save_to_disk` or Axolotl wrote"
 
@@ -144,44 +140,6 @@ def check_form(source: Source) -> None:
     raise AssetError(
         f"{source.path}: {message}", code="bad_schema", remedy=f"rename the columns to {ACCEPTED_COLUMNS}."
     )
-
-
-def mask_rows(source: Source, masker: PromptMasker, *, advance: Callable[[int], None] | None = None) -> Masked:
-    """`mask_dataset(rows, masker)` for rows of any size and any mixture of columns.
-
-    The masked rows are written, batch by batch, to an Arrow file in a temporary folder that goes with the process.
-
-    Args:
-        advance: called with the number of rows of each batch that is done.
-
-    Raises:
-        MaskingError: as `mask_dataset`; under `errors="drop"` never for a row.
-        AssetError: `unwritable` where the temporary folder is full; faults of the data.
-    """
-    from datasets import Dataset
-    from datasets.arrow_writer import ArrowWriter
-
-    from sft_plugins.masking import RECORD, from_records, to_records
-
-    file = scratch_folder() / "masked.arrow"
-    rows_in = 0
-    columns: set[str] = set()
-    rows = source.rows()
-    with writing_scratch(file), ArrowWriter(path=str(file), features=RECORD) as writer:
-        while batch := _next_rows(source, rows):
-            records = to_records(masker.encode_batch(batch), list(range(rows_in, rows_in + len(batch))), masker)
-            writer.write_table(records)
-            rows_in += len(batch)
-            columns.update(*batch)
-            if advance is not None:
-                advance(len(batch))
-        writer.finalize()
-    return from_records(Dataset.from_file(str(file)), masker, rows_in=rows_in, columns=columns)
-
-
-def _next_rows(source: Source, rows: Iterator[Row]) -> list[Row]:
-    with readable(source.path):
-        return list(itertools.islice(rows, _BATCH))
 
 
 def _open_file(path: Path) -> Source:

@@ -27,7 +27,8 @@ from sft_plugins.preflight import models
 from sft_plugins.preflight.data import readers
 from sft_plugins.preflight.data.documents import document_spans, kind_of, with_lengths
 from sft_plugins.preflight.data.files import read_text
-from sft_plugins.preflight.data.source import check_form, mask_rows, open_data
+from sft_plugins.preflight.data.masked import mask_rows
+from sft_plugins.preflight.data.source import check_form, open_data
 from sft_plugins.preflight.models import load_config, load_model, load_tokenizer
 from testkit.commands import chat_tokenizer, conversations, model_folder, write_jsonl
 
@@ -239,7 +240,7 @@ def test_a_full_temporary_disk_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(ArrowWriter, "write_table", full)
-        refused(lambda: mask_rows(source, masker), "unwritable", r"masked\.arrow: .*No space left on device")
+        refused(lambda: mask_rows(source, masker), "unwritable", r"masked-00000\.arrow: .*No space left on device")
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     error = refused(lambda: mask_rows(source, masker), "unwritable", "No space left on device")
     assert "TMPDIR" in str(error.remedy)
