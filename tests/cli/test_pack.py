@@ -153,6 +153,7 @@ def test_a_saving_that_fails_leaves_nothing_half_written(
     data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Dataset, path: str) -> None:
+        Path(path).mkdir()
         (Path(path) / "half").write_text("")
         raise OSError(28, "No space left on device", path)
 

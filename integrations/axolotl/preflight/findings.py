@@ -65,6 +65,16 @@ def config_findings(
             "rows are streamed: they are read here as they lie on disk, in their order.",
             "",
         )
+    if data.get("seed") is None:
+        shards = any(entry.get("shards") for entry in entries_of(data, "datasets", path))
+        yield of_config(
+            "note",
+            "no_seed",
+            "seed",
+            "without one, Axolotl 0.19 shuffles the rows, holds rows out and deals shards otherwise in every run.",
+            "Set `seed: 42`.",
+            unchecked="which rows are in a shard, which changes with every run" if shards else "",
+        )
     for name in ("datasets", "test_datasets"):
         for index, entry in enumerate(entries_of(data, name, path)):
             yield from _entry_findings(entry, f"{name}[{index}]", data)

@@ -15,7 +15,7 @@ from sft_plugins.errors import AssetError
 from sft_plugins.integrations.config_file import number
 from sft_plugins.preflight import Plan
 
-_SEED = 42  # Axolotl's default
+_SEED = 42  # any: Axolotl draws another in every run, which is said of the configuration
 
 
 def sharded(entry: Mapping[str, Any], data: Mapping[str, Any], path: str) -> Callable[[int], Any] | None:

