@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, mask_dataset
 from testkit import mask_oracle
-from testkit.conversations import BY_NAME, assistant, system, user
+from testkit.conversations import BY_NAME, TemplateKnobs, assistant, call, system, tool, user
 from testkit.mask_oracle import decode, runs
 from testkit.tokenizers import build_tokenizer, stop_ids_for_template, template_names, tokenizer_for_template
 
@@ -105,6 +105,60 @@ def test_m35_a_template_that_strips_the_turns_own_reasoning_is_continued(name: s
     assert "continued" in str(report)
 
 
+@pytest.mark.parametrize("answer", ["<b>42</b>", "</p>"])
+def test_m35_an_answer_may_begin_as_the_prompts_tag_does(answer: str) -> None:
+    """M35: prompt and rendering part in the middle of `<think>`, which is the prompt's all the same."""
+    messages = [user("Bold, please."), assistant(answer, reasoning_content="Tags.")]
+    tokenizer, rows = encode("deepseek_r1_distill", messages)
+    assert [text for _, text in spans(tokenizer, rows)] == [f"Tags.\n</think>\n\n{answer}<｜end▁of▁sentence｜>"]
+
+
+TWO_ANSWERS = [user("Hello"), assistant("First."), assistant("Second.")]
+LOOKED_UP = [
+    user("Paris?"),
+    assistant("", reasoning_content="Look it up.", tool_calls=[call({"city": "Paris"})]),
+    tool("21 degrees"),
+    assistant("21 degrees.", reasoning_content="The tool says 21."),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "before", "text"),
+    [
+        ("qwen3", TWO_ANSWERS, "<think>\n\n</think>\n\n", "Second.<|im_end|>"),
+        ("gemma4", TWO_ANSWERS, "First.<turn|>\n<|turn>model\n", "Second.<turn|>"),
+        ("gemma4_v5", TWO_ANSWERS, "First.<turn|>\n<|turn>model\n", "Second.<turn|>"),
+        (
+            "gptoss",
+            LOOKED_UP,
+            '"21 degrees"<|end|><|start|>assistant',
+            "<|channel|>analysis<|message|>The tool says 21.<|end|><|start|>assistant<|channel|>final<|message|>21 degrees."
+            "<|return|>",
+        ),
+    ],
+)
+def test_m35_a_turn_behind_a_rewritten_history_goes_on_from_the_prompt(
+    name: str, messages: list[Any], before: str, text: str
+) -> None:
+    """M35: the template writes the turns before it otherwise once it is there; its own part stands behind them."""
+    tokenizer, rows = encode(name, messages)
+    prompt, trained = spans(tokenizer, rows)[-1]
+    assert prompt.endswith(before[-40:])
+    assert trained == text
+    assert report_of(tokenizer, {"messages": messages}).changes["continued"] == 1
+
+
+def test_a_prompt_that_parts_from_the_rendering_behind_a_question_is_refused_still() -> None:
+    """M10: another header in the prompt than in the rendering is the template's fault, not history."""
+    tokenizer = build_tokenizer("qwen")
+    for prompt in ("<|im_start|>model\n", "<|im_start|>assistant\n\n"):
+        tokenizer.chat_template = (
+            TemplateKnobs().jinja().replace("'<|im_start|>assistant\\n' }}{%", f"{prompt!r} }}}}{{%")
+        )
+        assert tokenizer.chat_template != TemplateKnobs().jinja()
+        assert refusal(tokenizer, {"messages": PLAIN}).code == "render_mismatch"
+
+
 def test_m35_a_turn_without_reasoning_under_an_open_thought_says_why_it_is_refused() -> None:
     """M35: no switch of R1's closes the thought; to train its end at once would teach not to think."""
     error = refusal(tokenizer_for_template("deepseek_r1_distill"), {"messages": PLAIN})
@@ -160,6 +214,13 @@ def _cache(folder: Path, repository: str, eos: list[int]) -> None:
     (home / "refs").mkdir(parents=True)
     (home / "refs" / "main").write_text("0" * 40)
     GenerationConfig(eos_token_id=eos).save_pretrained(home / "snapshots" / ("0" * 40))
+
+
+def test_m37_a_template_that_ends_all_turns_but_the_last_ends_the_last_one_nowhere() -> None:
+    """M37: what stands between two turns is no header that follows the last: "42.\\n<|im_end|>" is in no rendering."""
+    tokenizer = build_tokenizer("qwen")
+    tokenizer.chat_template = TemplateKnobs(terminator="not_last").jinja()
+    assert refusal(tokenizer, {"messages": PLAIN}).code == "missing_stop"
 
 
 def test_m37_stops_are_read_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, CONVERSATIONS, PLAIN, Conversation
+from testkit.refusal_reasons import REASONS, reason
 from testkit.tokenizers import (
     KINDS,
     LOSSY_KINDS,
@@ -50,7 +51,7 @@ NEVER_EXACT: dict[str, tuple[set[str], str, str | None]] = {
         ("deepseekv3", {"render_mismatch"}, _THINK, "reasoning_content"),
     ]
 }
-MINIMUM_EXACT_SHARE = 0.45  # of all cells; the rest must be refused with reason
+MINIMUM_EXACT_SHARE = 0.68  # of all cells; the rest must be refused with reason
 
 
 @dataclass
@@ -61,16 +62,19 @@ class Outcome:
     rows: int = 0
     faults: list[str] = field(default_factory=list)
     why: tuple[str, ...] = ()
+    told: str = ""  # of the error
 
 
-def judge(tokenizer: Any, row: dict[str, Any], stop_ids: set[int], **options: Any) -> Outcome:
+def judge(
+    tokenizer: Any, row: dict[str, Any], stop_ids: set[int], masker: PromptMasker | None = None, **options: Any
+) -> Outcome:
     """Encode `row` and hold the result to the oracle; any other exception than MaskingError passes through."""
-    train_on = options.get("train_on", "all")
-    allowed = mask_oracle.refusals(tokenizer, row, stop_ids=stop_ids, train_on=train_on)
+    reading = {name: options[name] for name in ("roles", "reasoning") if name in options}
+    meant = mask_oracle.meant(tokenizer, row, stop_ids=stop_ids, **reading)
+    allowed = mask_oracle.refusals(tokenizer, meant, stop_ids=stop_ids)
     before = copy.deepcopy(row)
-    masker = PromptMasker(tokenizer, **options)
     try:
-        examples = masker.encode(row)
+        examples = (masker or PromptMasker(tokenizer, **options)).encode(row)
     except MaskingError as error:
         faults = []
         if error.code not in mask_oracle.CODES:
@@ -81,9 +85,9 @@ def judge(tokenizer: Any, row: dict[str, Any], stop_ids: set[int], **options: An
             faults.append(f"refused with {error.code!r}, not one of {sorted(allowed.codes)} ({allowed.why}): {error}")
         if not error.remedy:
             faults.append(f"no remedy: {error}")
-        outcome = Outcome(error.code, faults=faults, why=allowed.why)
+        outcome = Outcome(error.code, faults=faults, why=allowed.why, told=error.message)
     else:
-        faults = mask_oracle.violations(tokenizer, row, examples, stop_ids=stop_ids, train_on=train_on)
+        faults = mask_oracle.violations(tokenizer, meant, examples, stop_ids=stop_ids)
         if allowed.must and not faults:
             faults = [f"made a row that cannot be exact: {allowed.why}"]
         outcome = Outcome(None, rows=len(examples), faults=faults, why=allowed.why)
@@ -102,7 +106,14 @@ def outcomes(name: str) -> dict[str, Outcome]:
     """All conversations under template `name`."""
     tokenizer, stop_ids = tokenizer_for_template(name), stop_ids_for_template(name)
     before = dump(tokenizer)
-    found = {c.name: judge(tokenizer, c.for_tokenizer(special_for(name)), stop_ids) for c in CONVERSATIONS}
+    maskers: dict[str, PromptMasker] = {}  # one for all rows of the same options, as in training
+    found = {}
+    for conversation in CONVERSATIONS:
+        options = conversation.options
+        if repr(options) not in maskers:
+            maskers[repr(options)] = PromptMasker(tokenizer, **options)
+        row = conversation.for_tokenizer(special_for(name))
+        found[conversation.name] = judge(tokenizer, row, stop_ids, maskers[repr(options)], **options)
     if dump(tokenizer) != before:
         raise AssertionError("the tokenizer was changed")
     return found
@@ -126,6 +137,14 @@ def test_plain_conversations_are_exact_except_where_the_template_makes_it_imposs
         assert codes == {None}
 
 
+def test_every_refusal_is_wrong_data_or_the_templates_own() -> None:
+    cells = [(name, conversation, o.code) for name in template_names() for conversation, o in outcomes(name).items()]
+    assert [cell for cell in cells if cell[2] and reason(*cell) is None] == []
+    # A reason that explains nothing is out of date, unless an older TRL lacks its template.
+    used = {reason(*cell) for cell in cells if cell[2]}
+    assert [one.text for one in REASONS if one not in used and set(one.templates or ()) <= set(template_names())] == []
+
+
 def test_every_template_was_examined() -> None:
     """What a newer TRL brings ends no run before somebody has looked at it, and is named at the end of each."""
     if new := new_templates():
@@ -133,7 +152,7 @@ def test_every_template_was_examined() -> None:
 
 
 def test_the_matrix_is_not_passed_by_refusing() -> None:
-    """Guard against a vacuous pass: enough templates, enough conversations, and about half of all cells exact."""
+    """Guard against a vacuous pass: enough templates, enough conversations, and about two of three cells exact."""
     cells = [o for name in template_names() for o in outcomes(name).values()]
     exact = sum(o.code is None for o in cells)
     print("\n" + table())
@@ -166,9 +185,10 @@ def test_every_kind_of_tokenizer_is_exact_or_refused(kind: str) -> None:
     tokenizer = build_tokenizer(kind, eos="<|im_end|>")
     faults, exact = [], 0
     for conversation in CONVERSATIONS:
-        if conversation.name in ("text_parts",):  # this template concatenates strings
+        if conversation.name in ("text_parts", "several_text_parts"):  # this template concatenates strings
             continue
-        found = judge(tokenizer, conversation.for_tokenizer("<|im_end|>"), {tokenizer.eos_token_id})
+        row = conversation.for_tokenizer("<|im_end|>")
+        found = judge(tokenizer, row, {tokenizer.eos_token_id}, **conversation.options)
         faults += [f"{conversation.name}: {fault}" for fault in found.faults]
         exact += found.code is None
     assert not faults, "\n".join(faults)
@@ -374,8 +394,26 @@ def write(path: Path) -> None:
     lines += ["", "## Templates that cannot be exact on a plain conversation", ""]
     for name in names:
         if name in NEVER_EXACT:
-            _, reason, exact_on = NEVER_EXACT[name]
-            lines.append(f"- `{name}`: {reason}." + (f" Exact on `{exact_on}`." if exact_on else ""))
+            _, never, exact_on = NEVER_EXACT[name]
+            lines.append(f"- `{name}`: {never}." + (f" Exact on `{exact_on}`." if exact_on else ""))
+    lines += [
+        "",
+        "## What is refused, and why",
+        "",
+        "| code | cells | conversations | why |",
+        "| --- | ---: | --- | --- |",
+    ]
+    refused_cells = [(name, c, o) for name in names for c, o in outcomes(name).items() if o.code]
+    for why in REASONS:
+        ours = [c for name, c, o in refused_cells if reason(name, c, o.code or "") is why]
+        where = ", ".join(dict.fromkeys(ours))
+        lines.append(f"| `{why.code}` | {len(ours)} | {where} | {why.text} |")
+    lines += ["", "| exception | templates |", "| --- | --- |"]
+    raised: dict[str, dict[str, None]] = collections.defaultdict(dict)
+    for name, _, o in refused_cells:
+        if o.code == "template_error":
+            raised[o.told.partition("): ")[2].replace("|", "\\|")][name] = None
+    lines += [f"| {told} | {', '.join(where)} |" for told, where in raised.items()]
     lines += ["", "## Conversations", "", "| name | roles | exact under |", "| --- | --- | ---: |"]
     for conversation in CONVERSATIONS:
         count = sum(outcomes(name)[conversation.name].code is None for name in names)

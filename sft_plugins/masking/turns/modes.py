@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from jinja2 import meta, nodes
-from transformers.utils import chat_template_utils
+from jinja2 import nodes
 
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.coverage.own_part import own_part
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message, reasoning_texts
 from sft_plugins.masking.turns.reasoning import (
@@ -27,7 +27,7 @@ from sft_plugins.masking.turns.reasoning import (
     reasons,
     thought_at_end,
 )
-from sft_plugins.masking.turns.template import ChatRenderer, TurnText
+from sft_plugins.masking.turns.template import ChatRenderer, TurnText, parsed
 
 _SWITCH = re.compile(r"(enable_|use_|with_)?(think|thinking|reasoning)")
 _CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
@@ -77,9 +77,9 @@ class Modes:
         yield Mode({}, tails, end_only=True)
         if not self._auto or not tails[0]:
             return
-        tree = chat_template_utils._compile_jinja_template(source).environment.parse(source)
+        tree, variables = parsed(source)
         seen = {tails}
-        for name in sorted(filter(_SWITCH.fullmatch, meta.find_undeclared_variables(tree))):
+        for name in sorted(filter(_SWITCH.fullmatch, variables)):
             for value in (False, True):
                 question, result = self._prompts({name: value})
                 if question[1] and (question[1], result[1]) not in seen:
@@ -138,6 +138,11 @@ class ModeTexts:
             return 0
         return 0 if text is None else len(text.prompt) - len(before)
 
+    def own_part(self, mode: Mode, index: int) -> str | None:
+        """What the template writes for the turn at `index`, wherever the history before it has been rewritten."""
+        text = self.text(mode, index)
+        return text and own_part(self._renderer, self.conversation(mode), index, text.prompt, text.full)
+
     def _derived(self, mode: Mode) -> dict[int, TurnText]:
         tail, texts = self._default.tails[0], self._texts[self._default.name]
         if not (mode.end_only and tail and all(text.prompt.endswith(tail) for text in texts.values())):
@@ -195,10 +200,26 @@ def choose_mode(texts: ModeTexts, modes: tuple[Mode, ...], index: int) -> Choice
         own = continuation(prompt, full, message)
         if own is not None and (thought_at_end(prompt) != "none" or not reasoning_texts(message)):
             return Choice(mode, prompt, own, prompt + own, ("continued",))
+    if first is None:
+        ours = [_behind_its_header(texts, mode, index, wrong) for mode, _ in rendered]
+        if told := [choice for choice in ours if choice is not None]:
+            return max(told, key=lambda choice: texts.header(choice.mode, index))
     if first is not None:  # what is lost of a thought in tags is told where the whole turn is looked at
         return None if reasoning_texts(message) else first
     default = next(text for mode, text in rendered if mode is modes[0])
     raise _render_mismatch(default.prompt, default.full, message, index)
+
+
+def _behind_its_header(texts: ModeTexts, mode: Mode, index: int, wrong: str) -> Choice | None:
+    """The turn in `mode` where the template renders the history before it otherwise than the prompt does."""
+    text = texts.text(mode, index)
+    if text is None or thought_at_end(text.prompt) == wrong:
+        return None
+    own = texts.own_part(mode, index)
+    message = texts.conversation(mode).messages[index]
+    if own is None or (reasons(message) and not holds_reasoning(own, message)):
+        return None
+    return Choice(mode, text.prompt, own, text.prompt + own, ("continued",))
 
 
 def _supplies_no_more(texts: ModeTexts, mode: Mode, default: Mode, index: int, going: Choice, wrong: str) -> bool:

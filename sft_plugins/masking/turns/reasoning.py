@@ -61,6 +61,8 @@ def continuation(prompt: str, full: str, message: Message) -> str | None:
     None where more parts the two than a thought that the prompt opens or closes, and white space.
     """
     same = first_difference(prompt, full)
+    # A tag that the two part in ("<" opens both) is the prompt's, whole.
+    same = next((tag.start() for tag in _TAG.finditer(prompt) if tag.start() < same < tag.end()), same)
     supplied, rest = prompt[same:], full[same:]
     if _TAG.sub("", supplied).strip():
         return None

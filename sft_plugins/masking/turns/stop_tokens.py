@@ -68,15 +68,17 @@ def find_stop_tokens(text: TextTokenizer, renderer: ChatRenderer, given: Iterabl
         return StopTokens(configured, structural=structural)
     for role, answer in (("user", {"content": _ANSWER}), ("tool", {"tool_calls": [_call()]})):
         turn: Message = {"role": "assistant", **answer}
-        ids = _special_after_answer(text, renderer, [turn])
+        after = _after_answer(renderer, [turn])
+        ids = _special(text, after)
         if ids and given is None and not stops.intersection(ids):
             # Behind a call stand the call's own delimiters; what ends the turn is the last of them.
             stops.add(ids[-1] if role == "tool" else ids[0])
         if not stops.intersection(ids):
-            following = _special_after_answer(text, renderer, [turn, {"role": role, "content": _NEXT}])
-            header = following[len(ids) : len(ids) + 1]
+            longer = _after_answer(renderer, [turn, {"role": role, "content": _NEXT}])
+            header = _special(text, longer)[len(ids) : len(ids) + 1]
             candidates += ids[-1:] + header
-            if stops.intersection(header):
+            # Not where a template ends all turns but the last: that is no header of what follows.
+            if longer.startswith(after) and stops.intersection(header):
                 headers[role] = header[0]
     return StopTokens(
         frozenset(stops),
@@ -87,12 +89,14 @@ def find_stop_tokens(text: TextTokenizer, renderer: ChatRenderer, given: Iterabl
     )
 
 
-def _special_after_answer(text: TextTokenizer, renderer: ChatRenderer, turns: list[Message]) -> list[int]:
-    """Ids of the special tokens between the answer and what follows it."""
+def _after_answer(renderer: ChatRenderer, turns: list[Message]) -> str:
+    """What a rendering has between the answer and what is said next."""
     rendered = _rendered(renderer, [{"role": "user", "content": _QUESTION}, *turns])
-    _, answered, after = rendered.rpartition(_ANSWER)
-    after = after.partition(_NEXT)[0]
-    return [token for token in text.encode([after])[0] if token in text.special_ids] if answered else []
+    return rendered.rpartition(_ANSWER)[2].partition(_NEXT)[0]
+
+
+def _special(text: TextTokenizer, rendered: str) -> list[int]:
+    return [token for token in text.encode([rendered])[0] if token in text.special_ids]
 
 
 def _written_by(text: TextTokenizer, renderer: ChatRenderer) -> set[int]:

@@ -8,10 +8,10 @@ prefixes one rendering gives them all; the others are rendered plainly. The resu
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from jinja2 import meta
+from jinja2 import meta, nodes
 from transformers.utils import chat_template_utils
 
 from sft_plugins.errors import MaskingError
@@ -26,6 +26,20 @@ class TurnText(NamedTuple):
     at: int
     prompt: str
     full: str
+
+
+class Parsed(NamedTuple):
+    """A template's syntax tree, to be looked at only, and the names that it reads and does not set itself."""
+
+    tree: nodes.Template
+    variables: frozenset[str]
+
+
+@lru_cache(maxsize=32)
+def parsed(source: str) -> Parsed:
+    """`source`, parsed once however many maskers are made for it."""
+    tree = chat_template_utils._compile_jinja_template(source).environment.parse(source)
+    return Parsed(tree, frozenset(meta.find_undeclared_variables(tree)))
 
 
 class ChatRenderer:
@@ -46,8 +60,7 @@ class ChatRenderer:
         if not self.available:
             return frozenset()
         try:
-            template = chat_template_utils._compile_jinja_template(self.template_source())
-            return frozenset(meta.find_undeclared_variables(template.environment.parse(self.template_source())))
+            return parsed(self.template_source()).variables
         except Exception:  # a template that cannot be compiled is named when a row is rendered
             return frozenset()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,11 +16,15 @@ from hypothesis import strategies as st
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """A named row. `special` marks rows holding `{special}`, where a special token of the tokenizer at hand goes."""
+    """A named row. `special` marks rows holding `{special}`, where a special token of the tokenizer at hand goes.
+
+    `options`: those of a masker that the row is read with.
+    """
 
     name: str
     row: dict[str, Any]
     special: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     def for_tokenizer(self, special_token: str) -> dict[str, Any]:
         """A fresh copy of the row, `{special}` replaced by `special_token`."""
@@ -68,6 +72,15 @@ WEATHER_TOOL = {
             },
             "required": ["city"],
         },
+    },
+}
+
+TIME_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "description": "The time of day.",
+        "parameters": {"type": "object", "properties": {}},
     },
 }
 
@@ -333,6 +346,103 @@ CONVERSATIONS: tuple[Conversation, ...] = (
     Conversation(
         name="ends_with_user",
         row={"messages": [user("Hello"), assistant("Hello."), user("Are you there?")]},
+    ),
+    Conversation(
+        name="greeting_after_system",
+        row={
+            "messages": [
+                system("Be kind."),
+                assistant("Hello, how can I help?"),
+                user("What is 2 + 2?"),
+                assistant("Four."),
+                user("Thanks"),
+                assistant("Bye."),
+            ]
+        },
+    ),
+    Conversation(
+        name="developer",
+        row={"messages": [{"role": "developer", "content": "Be brief."}, user("Who are you?"), assistant("A helper.")]},
+    ),
+    Conversation(
+        name="developer_as_system",
+        options={"roles": {"developer": "system"}},
+        row={"messages": [{"role": "developer", "content": "Be brief."}, user("Who are you?"), assistant("A helper.")]},
+    ),
+    Conversation(
+        name="roles_named_otherwise",
+        options={"roles": {"critic": "user"}},
+        row={
+            "messages": [
+                {"role": "human", "content": "A line, please."},
+                {"role": "gpt", "content": "The sea is blue."},
+                {"role": "critic", "content": "Too plain."},
+                {"role": "gpt", "content": "The sea forgets its colour."},
+            ]
+        },
+    ),
+    Conversation(
+        name="several_text_parts",
+        row={
+            "messages": [
+                user([*parts("Look at this:"), *parts("\n2 + 2")]),
+                assistant([*parts("It is "), *parts("four.")]),
+            ]
+        },
+    ),
+    Conversation(
+        name="tool_without_arguments",
+        row={
+            "messages": [
+                user("What time is it?"),
+                assistant("", tool_calls=[call("", "get_time")]),
+                tool("12:30", "get_time"),
+                assistant("Half past twelve."),
+            ],
+            "tools": [TIME_TOOL],
+        },
+    ),
+    Conversation(
+        name="reasoning_to_inline",
+        options={"reasoning": "inline"},
+        row={
+            "messages": [
+                user("What is 6 * 7?"),
+                assistant("42.", reasoning_content="Six times seven.\nThat is 42."),
+                user("And 6 * 8?"),
+                assistant("48.", reasoning_content="One six more: 48."),
+            ]
+        },
+    ),
+    Conversation(
+        name="reasoning_to_drop",
+        options={"reasoning": "drop"},
+        row={
+            "messages": [
+                user("What is 6 * 7?"),
+                assistant("42.", reasoning_content="Six times seven.\nThat is 42."),
+                user("And 6 * 8?"),
+                assistant("48.", reasoning_content="One six more: 48."),
+            ]
+        },
+    ),
+    Conversation(
+        name="reasoning_with_tools_to_drop",
+        options={"reasoning": "drop"},
+        row={
+            "messages": [
+                user("What is the weather in Paris?"),
+                assistant("", reasoning_content="I should look it up.", tool_calls=[call({"city": "Paris"})]),
+                tool("21 degrees"),
+                assistant("21 degrees.", reasoning_content="The tool says 21."),
+            ],
+            "tools": [WEATHER_TOOL],
+        },
+    ),
+    Conversation(
+        name="markup_after_reasoning",  # a template's next tag and the answer begin with the same character
+        options={"reasoning": "inline"},
+        row={"messages": [user("Make it bold: 42"), assistant("<b>42</b>", reasoning_content="Tags: <b>, </b>.")]},
     ),
 )
 PLAIN = ("one_turn", "many_turns")

@@ -236,6 +236,7 @@ def chosen_mode(tokenizer: Any, row: dict[str, Any], k: int) -> tuple[dict[str, 
     messages, message = row["messages"], row["messages"][k]
     found: list[tuple[bool, int, dict[str, Any]]] = []
     own: list[tuple[bool, dict[str, Any], str]] = []
+    rewritten: list[tuple[int, dict[str, Any], str]] = []
     for mode in modes(tokenizer, row):
         switched = in_mode(row, mode)
         try:
@@ -250,6 +251,10 @@ def chosen_mode(tokenizer: Any, row: dict[str, Any], k: int) -> tuple[dict[str, 
         if text is not None:
             own.append((wrong_kind, mode, text))
         if not full.startswith(prompt):
+            told = None if wrong_kind else rewritten_text(tokenizer, switched, k, prompt, full)
+            if told is not None:
+                history = render(tokenizer, messages[:k], switched, generation=False)
+                rewritten.append((len(history) - len(prompt), mode, told))
             continue
         if any(what in _REASONING for what in missing_pieces(message, full[len(prompt) :])):
             continue
@@ -260,7 +265,77 @@ def chosen_mode(tokenizer: Any, row: dict[str, Any], k: int) -> tuple[dict[str, 
         found.append((wrong_kind, -header, mode))
     if found:
         return min(found, key=lambda one: one[:2])[2], None
-    return min(own, key=lambda one: one[0])[1:] if own else ({}, None)
+    if own:
+        return min(own, key=lambda one: one[0])[1:]
+    return min(rewritten, key=lambda one: one[0])[1:] if rewritten else ({}, None)
+
+
+def rewritten_text(tokenizer: Any, row: dict[str, Any], k: int, prompt: str, full: str) -> str | None:
+    """What the template writes for turn `k` where it renders the history before it otherwise than the prompt does.
+
+    It stands behind the last text of another message: after the header of the generation prompt, or, where an answer or a
+    result went before and the template goes on without one, from the turn's own text on.
+    """
+    messages = row["messages"]
+    others = []
+    for j in range(k):
+        new = copy.deepcopy(messages[: k + 1])
+        if not _marked(new[j]):
+            return None
+        others.append(render(tokenizer, new, row, generation=False))
+    new = copy.deepcopy(messages[: k + 1])
+    _marked(new[k], front=True)
+    with_mark = render(tokenizer, new, row, generation=False)
+    start = with_mark.find(_MARK)
+    if start < 0 or with_mark.replace(_MARK, "", 1) != full:
+        return None
+    earlier = 0
+    for text in others:
+        behind = len(text) - text.rfind(_MARK) - len(_MARK) if _MARK in text else None
+        # Texts of others that the template puts behind the turn's own are no history.
+        if behind is not None and text.replace(_MARK, "", 1) == full and len(full) - behind <= start:
+            earlier = max(earlier, len(full) - behind)
+    between = full[earlier:start]
+    history = render(tokenizer, messages[:k], row, generation=False)
+    header = prompt[len(history) :] if prompt.startswith(history) else ""
+    text = None
+    if header and header in between:
+        text = full[earlier + between.rindex(header) + len(header) :]
+    elif (
+        messages[k - 1]["role"] in ("assistant", "tool")
+        and not messages[k].get("tool_calls")
+        and (not between.strip() or (full.startswith(history) and not full[len(history) : start].strip()))
+    ):
+        text = full[start:]
+    if text is None or any(what in _REASONING for what in missing_pieces(messages[k], text)):
+        return None
+    return text
+
+
+def _marked(message: dict[str, Any], *, front: bool = False) -> bool:
+    """Puts a mark into the message: behind its text or its call's name, or in front of what it says first."""
+
+    def mark(text: str) -> str:
+        bare = text.lstrip() if front else text.rstrip()
+        return text[: len(text) - len(bare)] + _MARK + bare if front else bare + _MARK + text[len(bare) :]
+
+    keys = [key for key in ("reasoning_content", "reasoning", "thinking") if message.get(key)]
+    calls = message.get("tool_calls") or []
+    said = message.get("content")
+    if front and keys:
+        message[keys[0]] = mark(message[keys[0]])
+    elif text_of(said).strip():
+        if isinstance(said, str):
+            message["content"] = mark(said)
+        else:
+            at = 0 if front else -1
+            said[at]["text"] = mark(said[at]["text"])
+    elif calls:
+        function = calls[-1].get("function") or calls[-1]
+        function["name"] = mark(function["name"])
+    else:
+        return False
+    return True
 
 
 def own_text(prompt: str, full: str, message: dict[str, Any]) -> str | None:
@@ -271,6 +346,9 @@ def own_text(prompt: str, full: str, message: dict[str, Any]) -> str | None:
     same = 0
     while same < min(len(prompt), len(full)) and prompt[same] == full[same]:
         same += 1
+    for tag in re.finditer(r"</?think>", prompt):  # a tag that the two part in is the prompt's, whole
+        if tag.start() < same < tag.end():
+            same = tag.start()
     rest = full[same:]
     if re.sub(r"</?think>|\s", "", prompt[same:]):
         return None
@@ -515,6 +593,42 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(v) for v in value if v is not None]
     return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a row means under options that say how it is to be read
+# ---------------------------------------------------------------------------------------------------------------------
+
+_NAMES = {"human": "user", "gpt": "assistant", "observation": "tool", "ipython": "tool", "function": "tool"}
+
+
+def meant(
+    tokenizer: Any,
+    row: dict[str, Any],
+    *,
+    stop_ids: set[int],
+    roles: dict[str, str] | None = None,
+    reasoning: str = "raise",
+) -> dict[str, Any]:
+    """The row that `row` means: its speakers under the templates' names, and, where the template does not render the
+    reasoning of a turn, that put in front of the answers (`inline`) or left out (`drop`)."""
+    row = copy.deepcopy(row)
+    for message in row["messages"]:
+        name = message["role"]
+        message["role"] = (roles or {}).get(name) or _NAMES.get(name, name)
+    if reasoning == "raise" or not refusals(tokenizer, row, stop_ids=stop_ids).codes:
+        return row
+    for message in row["messages"]:
+        kept = {key: value for key, value in message.items() if key not in _REASONING[1:]}
+        if kept == message:
+            continue
+        if reasoning == "inline":
+            thought = thoughts({key: value for key, value in message.items() if key not in ("content", "tool_calls")})
+            text = f"<think>\n{thought}\n</think>\n\n{text_of(message.get('content'))}"
+            kept["content"] = [{"type": "text", "text": text}] if isinstance(message.get("content"), list) else text
+        message.clear()
+        message.update(kept)
+    return row
 
 
 # ---------------------------------------------------------------------------------------------------------------------
