@@ -55,19 +55,26 @@ def test_p1_a_model_that_masks_without_position_ids_is_exact(name: str) -> None:
     assert spill(tiny.model, documents, 1, batch=positions_only) <= 1e-6
 
 
-@pytest.mark.parametrize("mask", [[1] * 8, [1, 1, 1, 2, 2, 3, 3, 3]], ids=["ones", "segments"])
+@pytest.mark.parametrize("mask", ["11111111", "11122333", "11111222"])
 @pytest.mark.parametrize("keys", ["all", "positions"])
-def test_p2_no_mask_is_emitted_and_one_that_arrives_is_refused(mask: list[int], keys: str) -> None:
-    """P2 (transformers#46634, axolotl#3796): segment numbers become booleans, and any mask switches detection off."""
+def test_p2_no_mask_is_emitted_and_one_that_arrives_is_exact_or_refused(mask: str, keys: str) -> None:
+    """P2 (transformers#46634, axolotl#3796): segment numbers become booleans, and any mask switches detection off. A mask
+    that agrees with the documents is exact, one that contradicts them is refused."""
     tiny = build("llama")
     collator = BlockDiagonalPackingCollator(TOKENIZER, model=tiny.model, rows="documents")
-    batch = collator(rows_of(make_documents([3, 2, 3], tiny.vocab_size)))
+    documents = make_documents([3, 2, 3], tiny.vocab_size)
+    batch = collator(rows_of(documents))
     assert "attention_mask" not in batch
     if keys == "positions":
         batch = {key: batch[key] for key in ("input_ids", "position_ids")}
-    with pytest.raises(ContaminationError, match="attention_mask") as caught:
-        tiny.model(**batch, attention_mask=torch.tensor([mask]))
-    assert caught.value.code == "mask_with_boundaries"
+    batch["attention_mask"] = torch.tensor([[int(number) for number in mask]])
+    if mask == "11111222":
+        with pytest.raises(PackingError, match=r"attention_mask (and .* )?differ") as caught:
+            tiny.model(**batch)
+        assert caught.value.code == "boundaries"
+    else:
+        alone = run_alone(tiny.model, documents, gradients=False)
+        assert gap(alone, run_packed(tiny.model, documents, gradients=False, batch=lambda _: batch)).logits <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "falcon"])

@@ -6,28 +6,24 @@ Invariant: `Boundaries` that exist cover every token of their batch exactly once
 
 Interface for backends
 ----------------------
-`take_boundaries(arguments, rows=B, tokens=T)` pops the boundary keys out of a forward's named arguments and returns
-`Boundaries`, or None for an ordinary forward (padded batch, generation). It reads, in this order, `cu_seq_lens_q/k`,
-`seq_idx`, or `position_ids` that restart. `position_ids` stays in `arguments` (and is filled in where it was missing).
-
 `Boundaries` covers B·T tokens, row-major; no document crosses a row. It offers `lengths`, `starts` (numpy), and on a
 device `cu_seq_lens`, `position_ids`, `seq_idx`, all of them as the keys of a batch (`batch`), and `groups` (documents of
 equal length together).
 
-`forward.py` puts a backend on a model, calls it with the boundaries of each packed forward, and keeps them within reach
-of every layer (`current_boundaries()`), through gradient checkpointing's recompute too.
+`reading.py` finds them in what a forward is given. `forward.py` puts a backend on a model, calls it with the boundaries
+of each packed forward, and keeps them within reach of every layer (`current_boundaries()`), through gradient
+checkpointing's recompute too.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from sft_plugins.errors import ContaminationError, PackingError
+from sft_plugins.errors import PackingError
 
 BOUNDARY_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Keys of a batch that say where documents end. `position_ids` may say it too, but every model reads those."""
@@ -63,12 +59,12 @@ class Boundaries:
         lengths = np.asarray(self.lengths, dtype=np.int64)
         object.__setattr__(self, "lengths", lengths)
         if lengths.ndim != 1 or lengths.size == 0 or lengths.min() < 1:
-            raise _malformed(f"document lengths must be one or more positive integers, got {lengths.tolist()[:8]}")
+            raise malformed(f"document lengths must be one or more positive integers, got {lengths.tolist()[:8]}")
         if self.tokens % self.rows:
-            raise _malformed(f"{self.tokens} tokens of documents do not fill {self.rows} equal rows")
+            raise malformed(f"{self.tokens} tokens of documents do not fill {self.rows} equal rows")
         width = self.tokens // self.rows
         if self.rows > 1 and np.any(self.starts // width != (self.starts + lengths - 1) // width):
-            raise _malformed(f"a document crosses the end of one of the {self.rows} rows of {width} tokens")
+            raise malformed(f"a document crosses the end of one of the {self.rows} rows of {width} tokens")
 
     @property
     def tokens(self) -> int:
@@ -149,126 +145,50 @@ class Boundaries:
         return self.scratch[key]
 
 
-def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: int) -> Boundaries | None:
-    """Pop the boundary keys out of a forward's named arguments and return what they say, validated.
-
-    Args:
-        arguments: the forward's arguments by name; the boundary keys leave it, restarting `position_ids` are added
-            where boundaries came without.
-        rows, tokens: shape of the batch's `input_ids`.
-
-    Returns:
-        None for an ordinary forward: no boundary key, and no `position_ids` that restart inside a row.
-
-    Raises:
-        PackingError: `boundaries`, if the keys contradict the shape, each other, or `position_ids`.
-        ContaminationError: `mask_with_boundaries`, if an attention mask came along, which would switch the isolation of
-            the model's own code off; `cache_with_boundaries`, if a filled cache came along.
-    """
-    given = {key: arguments.pop(key) for key in BOUNDARY_KEYS if key in arguments}
-    mask, cache, positions = (arguments.get(key) for key in ("attention_mask", "past_key_values", "position_ids"))
-    flat = positions if positions is not None and positions.ndim == 2 else None
-
-    if given.get("cu_seq_lens_q", given.get("cu_seq_lens_k")) is not None:
-        boundaries = Boundaries(_lengths_of_cu_seq_lens(given, total=rows * tokens), rows)
-    elif given.get("seq_idx") is not None:
-        boundaries = Boundaries(_run_lengths(given["seq_idx"], rows, tokens), rows)
-    elif flat is not None and cache is None and flat.shape == (rows, tokens):
-        restarts = _restart_lengths(flat)
-        # A left-padded batch has positions that restart too; it comes with a mask that hides the padding.
-        if restarts is None or (mask is not None and not _says_nothing(mask)):
-            return None
-        boundaries = Boundaries(restarts, rows)
-    else:
-        return None
-
-    if mask is not None:
-        raise ContaminationError(
-            f"attention_mask {_describe(mask)} came together with document boundaries",
-            code="mask_with_boundaries",
-            remedy="drop attention_mask from packed batches: boundaries say all it could, and any mask switches the "
-            "isolation of documents off",
-        )
-    if cache is not None:
-        if not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0:
-            raise ContaminationError(
-                "past_key_values with tokens in it came together with document boundaries",
-                code="cache_with_boundaries",
-                remedy="pass whole documents, or no boundaries; prefix tuning cannot be packed",
-            )
-        arguments["past_key_values"] = None
-    if positions is None:
-        arguments["position_ids"] = boundaries.position_ids(_device_of(arguments))
-    elif flat is not None:
-        expected = boundaries.position_ids(flat.device)
-        if flat.shape != expected.shape or not torch.equal(flat - flat[:1, :1], expected):
-            raise _malformed("position_ids do not restart where the document boundaries say")
-    return boundaries
+def documents_by_key(given: dict[str, Any], rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """For each key that tells documents apart, the number of each token's document [rows, tokens]."""
+    said: dict[str, np.ndarray] = {}
+    for key in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if key in given:
+            lengths = _lengths_of_cu_seq_lens(given[key], key, total=rows * tokens)
+            Boundaries(lengths, rows)  # no document crosses a row
+            said[key] = np.repeat(np.arange(lengths.size), lengths).reshape(rows, tokens)
+    if "seq_idx" in given:
+        said["seq_idx"] = _integers(given["seq_idx"], "seq_idx", ndim=2)
+        if said["seq_idx"].shape != (rows, tokens):
+            raise malformed(f"seq_idx has shape {list(said['seq_idx'].shape)}, the batch {[rows, tokens]}")
+    return said
 
 
-def _lengths_of_cu_seq_lens(given: dict[str, Any], *, total: int) -> np.ndarray:
-    ends = {key: _integers(given[key], key) for key in ("cu_seq_lens_q", "cu_seq_lens_k") if given.get(key) is not None}
-    first, *others = ends.values()
-    if any(not np.array_equal(first, other) for other in others):
-        raise _malformed("cu_seq_lens_q and cu_seq_lens_k differ; documents attend to themselves alone")
-    if first.size < 2 or first[0] != 0 or first[-1] != total:
-        raise _malformed(f"cu_seq_lens must run from 0 to the {total} tokens of the batch, got {first.tolist()[:8]}…")
-    lengths = np.diff(first)
+def _lengths_of_cu_seq_lens(value: Any, key: str, *, total: int) -> np.ndarray:
+    ends = _integers(value, key)
+    if ends.size < 2 or ends[0] != 0 or ends[-1] != total:
+        raise malformed(f"{key} must run from 0 to the {total} tokens of the batch, got {ends.tolist()[:8]}…")
+    lengths = np.diff(ends)
     if lengths.min() < 1:
-        raise _malformed("cu_seq_lens must increase; an empty or negative document was given")
-    for key in ("max_length_q", "max_length_k"):
-        if given.get(key) is not None and int(given[key]) < lengths.max():
-            raise _malformed(f"{key} is {int(given[key])}, but the longest document has {lengths.max()} tokens")
+        raise malformed(f"{key} must increase; an empty or negative document was given")
     return lengths
-
-
-def _run_lengths(seq_idx: torch.Tensor, rows: int, tokens: int) -> np.ndarray:
-    """[[0, 0, 1, 1, 1]] → 2, 3: a document ends where the index changes or the row ends."""
-    indices = _integers(seq_idx, "seq_idx", ndim=2)
-    if indices.shape != (rows, tokens):
-        raise _malformed(f"seq_idx has shape {list(indices.shape)}, the batch {[rows, tokens]}")
-    begins = np.ones(indices.shape, dtype=bool)
-    begins[:, 1:] = indices[:, 1:] != indices[:, :-1]
-    return np.diff(np.append(np.flatnonzero(begins), indices.size))
-
-
-def _restart_lengths(position_ids: torch.Tensor) -> np.ndarray | None:
-    """[[0, 1, 0, 1, 2]] → 2, 3; None unless positions count up and, in some row, fall back to the first value."""
-    steps_up = position_ids[:, 1:] == position_ids[:, :-1] + 1
-    if bool(steps_up.all()):
-        return None
-    begins = np.ones(tuple(position_ids.shape), dtype=bool)
-    begins[:, 1:] = ~steps_up.cpu().numpy()
-    positions = position_ids.cpu().numpy()
-    if np.any(positions[begins] != positions[0, 0]):
-        return None
-    return np.diff(np.append(np.flatnonzero(begins), begins.size))
-
-
-def _says_nothing(mask: Any) -> bool:
-    """Whether a mask hides no token (all ones, segment numbers); no padded batch whose positions restart has one."""
-    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and bool((mask != 0).all())
 
 
 def _integers(values: Any, name: str, *, ndim: int = 1) -> np.ndarray:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
-        raise _malformed(f"{name} must be {ndim}-D integers, got {array.ndim}-D {array.dtype}")
+        raise malformed(f"{name} must be {ndim}-D integers, got {array.ndim}-D {array.dtype}")
     return array.astype(np.int64)
 
 
-def _device_of(arguments: MutableMapping[str, Any]) -> torch.device:
-    inputs = arguments.get("input_ids")
-    return (inputs if inputs is not None else arguments["inputs_embeds"]).device
+def whole_number(value: Any, name: str) -> int:
+    """`value`, or a scalar tensor's, as a number."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise malformed(f"{name} must be a whole number, got {value!r}") from error
 
 
-def _describe(mask: Any) -> str:
-    return str(list(mask.shape)) if isinstance(mask, torch.Tensor) else type(mask).__name__
-
-
-def _malformed(message: str) -> PackingError:
+def malformed(message: str, *, remedy: str = "") -> PackingError:
+    """What is said about documents describes no row, or is said in two ways that differ."""
     return PackingError(
         message,
         code="boundaries",
-        remedy="build packed batches with BlockDiagonalPackingCollator, or check the collator",
+        remedy=remedy or "build packed batches with BlockDiagonalPackingCollator, or check the collator",
     )

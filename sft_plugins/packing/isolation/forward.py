@@ -27,7 +27,8 @@ from torch import nn
 
 from sft_plugins._models import refuse_context_parallel
 from sft_plugins.packing.isolation.backends.rotary import PerDocument, per_document
-from sft_plugins.packing.isolation.boundaries import Boundaries, take_boundaries
+from sft_plugins.packing.isolation.boundaries import Boundaries, malformed
+from sft_plugins.packing.isolation.reading import refuse_other_names, take_boundaries
 
 _MARK, _ENTRY = "_sft_plugins_isolation", "_sft_plugins_entry"
 
@@ -125,11 +126,15 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     arguments = _named(signature, args, kwargs)
     inputs = arguments.get("input_ids")
     inputs = inputs if inputs is not None else arguments.get("inputs_embeds")
-    if inputs is None or inputs.ndim < 2:
+    if inputs is None or inputs.ndim == 0:
         return entry.inner(*args, **kwargs)
-    boundaries = take_boundaries(arguments, rows=inputs.shape[0], tokens=inputs.shape[1])
+    refuse_other_names(arguments, signature.parameters)
+    rows, tokens = inputs.shape[:2] if inputs.ndim > 1 else (1, inputs.shape[0])
+    boundaries = take_boundaries(arguments, rows=rows, tokens=tokens)
     if boundaries is None:
         return entry.inner(*args, **kwargs)
+    if inputs.ndim == 1:
+        raise malformed(f"input_ids of a packed row have shape {[tokens]}, expected {[1, tokens]}")
     refuse_context_parallel()
 
     if entry.backend.keep_keys:

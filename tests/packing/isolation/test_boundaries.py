@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sft_plugins.errors import ContaminationError, PackingError
-from sft_plugins.packing.isolation.boundaries import BOUNDARY_KEYS, Boundaries, take_boundaries
+from sft_plugins.packing.isolation.boundaries import BOUNDARY_KEYS, Boundaries
 from sft_plugins.packing.isolation.forward import current_boundaries, install, installed_backend, uninstall
+from sft_plugins.packing.isolation.reading import take_boundaries
 from testkit.tiny_models import build
 
 # The worked vector: lengths 2, 4, 3.
@@ -36,9 +37,10 @@ def take(**arguments: Any) -> Boundaries | None:
         {"seq_idx": SEQ_IDX},
         {"position_ids": POSITIONS},
         {"position_ids": POSITIONS + 2},
+        {"position_ids": POSITIONS[None].expand(3, 1, 9)},
         {"position_ids": POSITIONS, "cu_seq_lens_q": ENDS, "attention_mask": None, "past_key_values": None},
     ],
-    ids=["all", "cu_q", "cu_k", "seq_idx", "positions", "positions-from-2", "with-nones"],
+    ids=["all", "cu_q", "cu_k", "seq_idx", "positions", "positions-from-2", "3-d", "with-nones"],
 )
 def test_every_way_of_saying_it_gives_the_same_documents(given: dict[str, Any]) -> None:
     arguments = {"input_ids": IDS, **given}
@@ -47,7 +49,7 @@ def test_every_way_of_saying_it_gives_the_same_documents(given: dict[str, Any]) 
     assert boundaries.lengths.tolist() == [2, 4, 3]
     assert not set(BOUNDARY_KEYS) & set(arguments)
     positions = arguments["position_ids"]
-    assert torch.equal(positions - positions[:, :1], POSITIONS)
+    assert torch.equal(positions - positions[..., :1], POSITIONS.expand_as(positions))
 
 
 def test_the_worked_vector_in_every_form() -> None:
@@ -86,11 +88,9 @@ def test_groups_laid_end_to_end_and_ungrouped_are_the_row(lengths: list[int]) ->
             "position_ids": torch.tensor([[1, 1, 1, 0, 1, 2, 3, 4, 5]]),
             "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]]),
         },
-        # positions that jump without falling back to their beginning are nobody's documents
-        {"position_ids": torch.tensor([[0, 1, 2, 7, 8, 9, 3, 4, 5]])},
-        {"position_ids": POSITIONS[None].expand(3, 1, 9)},  # one position per axis of an image
+        {"position_ids": torch.arange(9).expand(3, 1, 9)},  # one position per axis of an image
     ],
-    ids=["bare", "positions", "positions+mask", "mask", "left-padded", "jumps", "3-d"],
+    ids=["bare", "positions", "positions+mask", "mask", "left-padded", "3-d"],
 )
 def test_ordinary_forwards_have_no_boundaries(given: dict[str, Any]) -> None:
     assert take(input_ids=IDS, **given) is None
@@ -116,8 +116,10 @@ def test_several_packed_rows_are_one_run_of_documents() -> None:
         ({"cu_seq_lens_q": ENDS.float()}, "1-D integers"),
         ({"cu_seq_lens_q": ENDS[None]}, "1-D integers"),
         ({"cu_seq_lens_q": ENDS, "max_length_q": 3}, "longest document has 4"),
-        ({"cu_seq_lens_q": ENDS, "position_ids": torch.arange(9)[None]}, "do not restart where"),
+        ({"cu_seq_lens_q": ENDS, "position_ids": torch.arange(9)[None]}, "differ: cu_seq_lens_q begins a document"),
         ({"seq_idx": SEQ_IDX[:, :8]}, "shape"),
+        # neither one document nor several that begin alike
+        ({"position_ids": torch.tensor([[0, 1, 2, 7, 8, 9, 3, 4, 5]])}, r"begin at positions \[0, 3, 7\]"),
     ],
 )
 def test_boundaries_that_contradict_the_batch_are_refused(given: dict[str, Any], says: str) -> None:
