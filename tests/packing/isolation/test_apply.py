@@ -484,7 +484,7 @@ def test_a_prompt_adapter_added_later_is_refused_in_the_forward() -> None:
     tiny = build("llama")
     isolate(tiny.model)
     tuned = get_peft_model(tiny.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3))
-    with pytest.raises(Exception, match="cu_seq_lens must run from 0"):
+    with pytest.raises(Exception, match="cu_seq_lens_q must run from 0"):
         tuned(**packed_batch(documents_of(tiny)))
 
 
