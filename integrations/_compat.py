@@ -9,7 +9,14 @@ from packaging.version import Version
 from sft_plugins.errors import SFTPluginsError
 
 # The oldest release that the tests run on. Newer ones are expected to work; the newest at the time of a release is tested.
-SUPPORTED = {"torch": "2.10", "transformers": "5.16", "trl": "1.9", "peft": "0.20", "axolotl": "0.19"}
+SUPPORTED = {
+    "torch": "2.10",
+    "transformers": "5.16",
+    "trl": "1.9",
+    "peft": "0.20",
+    "axolotl": "0.19",
+    "ms-swift": "4.6",
+}
 
 
 def require(*packages: str) -> None:

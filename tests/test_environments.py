@@ -39,7 +39,7 @@ def script(path: Path, lines: str) -> Path:
 
 
 def test_there_is_a_lock_for_every_environment() -> None:
-    assert sorted(path.stem for path in LOCKS) == ["axolotl", "axolotl-latest", "deepspeed", "trl"]
+    assert sorted(path.stem for path in LOCKS) == ["axolotl", "axolotl-latest", "deepspeed", "swift", "trl"]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)

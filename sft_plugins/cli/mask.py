@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from datetime import datetime, timezone
 from pathlib import Path
@@ -145,6 +146,7 @@ def tokenizer_facts(masker: PromptMasker, model: str) -> dict[str, Any]:
         "model": model,
         "class": type(tokenizer).__name__,
         "vocabulary": len(tokenizer),
+        "vocabulary_sha256": _sha256(json.dumps(sorted(tokenizer.get_vocab().items()))),
         "sha256": _sha256(TextTokenizer(tokenizer).definition()),
         "chat_template_sha256": _sha256(str(tokenizer.chat_template)) if tokenizer.chat_template else None,
     }
