@@ -121,3 +121,12 @@ def test_a_copy_of_an_isolated_model_uses_its_own_frequencies() -> None:
     twin = copy.deepcopy(tiny.model)
     tiny.model.model.rotary_emb.inv_freq.zero_()
     assert gap(expected, run_packed(twin, documents)).logits <= 1e-5
+
+
+def test_a_table_of_frequencies_that_ends_is_no_matter() -> None:
+    """GPT-J looks its frequencies up: beyond the table there is nothing to ask."""
+    tiny = build("gptj")
+    documents = make_documents([9, 4], tiny.vocab_size)
+    expected = run_alone(tiny.model, documents)
+    isolate(tiny.model)
+    assert gap(expected, run_packed(tiny.model, documents)).logits <= 1e-5
