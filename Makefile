@@ -13,6 +13,8 @@ AXOLOTL   ?= axolotl==0.19.*
 AXOLOTL_LATEST ?= axolotl==0.21.*
 TORCH_LATEST   ?= torch==2.14.0
 SWIFT     ?= ms-swift==4.6.*
+LLAMAFACTORY ?= llamafactory==0.9.5
+TORCH_LLAMAFACTORY ?= torch==2.14.1
 WORKERS   ?= 2
 DEVICE    ?= cuda
 
@@ -24,6 +26,7 @@ VENV    := .venv$(NEWEST)
 VENV_AX := .venv-axolotl$(NEWEST)
 VENV_AX_LATEST := .venv-axolotl-latest$(NEWEST)
 VENV_SWIFT     := .venv-swift$(NEWEST)
+VENV_LF        := .venv-llamafactory$(NEWEST)
 VENV_WHEEL     := .venv-wheel$(NEWEST)
 BUILD   := locks/environment.py
 RECIPE  := pyproject.toml $(BUILD)
@@ -40,7 +43,7 @@ export AXOLOTL_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint test-trl test-axolotl test-deepspeed test-deepspeed-axolotl test-install test-newest lock write-locks dist bench mutants test-gpu \
-  test-axolotl-latest test-swift clean
+  test-axolotl-latest test-swift test-llamafactory clean
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M with LoRA on real conversations (CPU: about five minutes after set-up)"
@@ -51,6 +54,7 @@ help:
 	@echo "make test-gpu               the tests of the GPU path on a GPU (make test rehearses them on the CPU)"
 	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
 	@echo "make test-swift             rows and plug-in in ms-swift 4.6, in an environment of its own"
+	@echo "make test-llamafactory      rows in LLaMA-Factory 0.9.5, in an environment of its own (6 GB)"
 	@echo "make test-newest            make test, with everything but torch at its newest release instead of the locked one"
 	@echo "make lock    write locks/ anew from the environments that make test-newest tested"
 	@echo "make clean   remove the environments and caches that make created here"
@@ -100,12 +104,13 @@ test-newest:
 lock:
 	$(MAKE) --no-print-directory write-locks NEWEST=-newest
 
-write-locks: $(VENV)/.ready $(VENV)/deepspeed/.ready $(VENV_AX)/.ready $(VENV_AX_LATEST)/.ready $(VENV_SWIFT)/.ready
+write-locks: $(VENV)/.ready $(VENV)/deepspeed/.ready $(VENV_AX)/.ready $(VENV_AX_LATEST)/.ready $(VENV_SWIFT)/.ready $(VENV_LF)/.ready
 	$(PYTHON) $(BUILD) freeze $(VENV) locks/trl.txt
 	$(PYTHON) $(BUILD) freeze $(VENV) locks/deepspeed.txt --beside $(VENV)/deepspeed
 	$(PYTHON) $(BUILD) freeze $(VENV_AX) locks/axolotl.txt
 	$(PYTHON) $(BUILD) freeze $(VENV_AX_LATEST) locks/axolotl-latest.txt
 	$(PYTHON) $(BUILD) freeze $(VENV_SWIFT) locks/swift.txt
+	$(PYTHON) $(BUILD) freeze $(VENV_LF) locks/llamafactory.txt
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -152,8 +157,14 @@ test-swift: export OMP_NUM_THREADS := 1
 test-swift: $(VENV_SWIFT)/.ready
 	$(VENV_SWIFT)/bin/pytest $(PYTEST_ARGS) tests/integrations/swift
 
+# Nothing of ours runs in LLaMA-Factory's environment: rows are made in ours, and its Python is driven from there.
+test-llamafactory: export HF_HUB_OFFLINE := 1
+test-llamafactory: export OMP_NUM_THREADS := 1
+test-llamafactory: $(VENV)/.ready $(VENV_LF)/.ready
+	SFT_PLUGINS_LLAMAFACTORY=$(CURDIR)/$(VENV_LF)/bin/python $(VENV)/bin/pytest $(PYTEST_ARGS) tests/integrations/llamafactory
+
 clean:
-	rm -rf $(foreach name,.venv .venv-axolotl .venv-axolotl-latest .venv-swift .venv-wheel,$(name) $(name)-newest) build dist sft_plugins.egg-info \
+	rm -rf $(foreach name,.venv .venv-axolotl .venv-axolotl-latest .venv-swift .venv-llamafactory .venv-wheel,$(name) $(name)-newest) build dist sft_plugins.egg-info \
 	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # $(call need_python,variable,lowest,highest,in words,Debian's name)
@@ -181,6 +192,11 @@ $(VENV_AX_LATEST)/.ready: $(RECIPE) $(call locked,axolotl-latest)
 $(VENV_SWIFT)/.ready: $(RECIPE) $(call locked,swift)
 	$(call need_python,PYTHON,(3, 10),(3, 13),3.10 to 3.13,python3.11)
 	@$(PYTHON) $(BUILD) build $(VENV_SWIFT) $(call lock,swift) --torch "$(TORCH)" -- "$(SWIFT)" -e ".[test]"
+
+# torchvision and torchaudio, which LLaMA-Factory asks for, fit one build of torch: the one of the index.
+$(VENV_LF)/.ready: $(RECIPE) $(call locked,llamafactory)
+	$(call need_python,PYTHON,(3, 11),(3, 13),3.11 to 3.13,python3.11)
+	@$(PYTHON) $(BUILD) build $(VENV_LF) $(call lock,llamafactory) --torch "$(TORCH_LLAMAFACTORY)" -- "$(LLAMAFACTORY)"
 
 # Without extras, and always from nothing.
 $(VENV_WHEEL)/.ready: $(RECIPE) $(call locked,trl) | dist

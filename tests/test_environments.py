@@ -39,7 +39,14 @@ def script(path: Path, lines: str) -> Path:
 
 
 def test_there_is_a_lock_for_every_environment() -> None:
-    assert sorted(path.stem for path in LOCKS) == ["axolotl", "axolotl-latest", "deepspeed", "swift", "trl"]
+    assert sorted(path.stem for path in LOCKS) == [
+        "axolotl",
+        "axolotl-latest",
+        "deepspeed",
+        "llamafactory",
+        "swift",
+        "trl",
+    ]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.stem)
