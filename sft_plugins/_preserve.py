@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["adapter_off", "seeded", "untouched"]
+__all__ = ["adapter_off", "seeded", "untouched", "without_autocast"]
 
 # Above this size a buffer is no scratch value (an old architecture's causal mask, say), and a copy would cost memory.
 _BUFFER_BYTES = 2**20
@@ -75,6 +75,28 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Run the parts of `model` in the types of their weights, whatever its forward is wrapped in (accelerate's autocast)."""
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    entered: list[ExitStack] = []
+
+    def enter(*_: Any) -> None:
+        stack = ExitStack()
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        entered.append(stack)
+
+    def leave(*_: Any) -> None:
+        entered.pop().close()
+
+    with ExitStack() as stack:
+        for part in model.children():
+            stack.callback(part.register_forward_pre_hook(enter).remove)
+            stack.callback(part.register_forward_hook(leave, always_call=True).remove)
+        yield
 
 
 def _rng() -> Callable[[], None]:

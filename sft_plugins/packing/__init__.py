@@ -13,9 +13,8 @@ from sft_plugins.packing.stream import PackStream, pack_stream
 # For the other rooms of this library, which look behind no face; no public names.
 from sft_plugins.packing.arrow import TokenColumn as TokenColumn  # isort: skip
 from sft_plugins.packing.isolation.boundaries import Boundaries as Boundaries  # isort: skip
-from sft_plugins.packing.isolation.forward import install as install  # isort: skip
 from sft_plugins.packing.isolation.forward import installed_backend as installed_backend  # isort: skip
-from sft_plugins.packing.isolation.forward import uninstall as uninstall  # isort: skip
+from sft_plugins.packing.isolation.forward import set_aside as set_aside  # isort: skip
 from sft_plugins.packing.isolation.probe import Reference as Reference  # isort: skip
 from sft_plugins.packing.isolation.probe import logits_of as logits_of  # isort: skip
 from sft_plugins.packing.isolation.probe import reference_of as reference_of  # isort: skip

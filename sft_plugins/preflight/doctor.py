@@ -122,7 +122,7 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
     """
     from sft_plugins._models import causal_lm_of, lowest_precision
     from sft_plugins._preserve import untouched
-    from sft_plugins.packing import install, installed_backend, isolate, reference_of, uninstall
+    from sft_plugins.packing import isolate, reference_of, set_aside
 
     net = model.model if isinstance(model, Twin) else model
     about = _about(net, str(model) if isinstance(model, Twin) else None)
@@ -137,10 +137,8 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
         sharp = diagnose(Twin(copy.deepcopy(model.model).float(), model.cut))
         if sharp.code == "not_causal":
             return dataclasses.replace(sharp, **about, refusal=f"{sharp.refusal} (measured in float32)")
-    before = installed_backend(lm)
-    uninstall(lm)
     try:
-        with untouched(lm):
+        with untouched(lm), set_aside(lm):
             reference = reference_of(lm)
             tolerance = reference.tolerance
             ways = tuple(_measure(lm, reference, name) for name in WAYS)
@@ -148,9 +146,6 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
         report.undo()
     except ContaminationError as error:
         return Diagnosis(**about, ways=ways, report=None, refusal=error.message, code=error.code, tolerance=tolerance)
-    finally:
-        if before is not None:
-            install(lm, before)
     return Diagnosis(**about, ways=ways, report=report, refusal=None, code=None, tolerance=tolerance)
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from sft_plugins._models import causal_lm_of, lowest_precision
-from sft_plugins._preserve import untouched
+from sft_plugins._preserve import untouched, without_autocast
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.native import Native, has_linear_kernels, uses_flash_attention
 from sft_plugins.packing.isolation.backends.unpack import Unpack
 from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION, Varlen
-from sft_plugins.packing.isolation.forward import Backend, install, installed_backend, uninstall
+from sft_plugins.packing.isolation.forward import Backend, install, installed_backend
 from sft_plugins.packing.isolation.probe import Measured, Reference, entrance, measure, reference_of
 
 BACKENDS = ("auto", "varlen", "native", "unpack")
@@ -67,7 +67,8 @@ class IsolationReport:
     _undo: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def undo(self) -> None:
-        """Take the isolation off: the model is as it was before `isolate`. Nothing happens the second time."""
+        """Take this isolation off, and no other: one that it was put over is in charge again. The second time nothing
+        happens."""
         if self._undo is not None:
             self._undo()
 
@@ -105,8 +106,8 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     Axolotl's multipack.
 
     Args:
-        model: a causal LM, bare or inside PEFT, DDP, FSDP2 or `torch.compile`. Isolating twice is isolating once; another
-            backend takes the place of the first.
+        model: a causal LM, bare or inside PEFT, DDP, FSDP2 or `torch.compile`, isolated before or not: the last isolation
+            is in charge until it is undone.
         backend: `auto` takes the first that passes the probe of `native` (where the model's own kernels may do it),
             `varlen`, `unpack`.
 
@@ -119,24 +120,19 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     started = time.perf_counter()
     lm = causal_lm_of(model)
     run = entrance(model, lm)
-    before = installed_backend(lm)
-    uninstall(lm)
     rejected: list[str] = []
-    try:
-        with untouched(lm):
-            reference = reference_of(lm, run=run)
-            for candidate in _candidates(lm, backend):
-                undo = install(lm, candidate)
+    with untouched(lm), without_autocast(lm):
+        reference = reference_of(lm, run=run)
+        for candidate in _candidates(lm, backend):
+            undo = install(lm, candidate)
+            try:
                 measured = _try(reference, rejected, candidate.name)
-                if measured is not None:
-                    return _report(lm, candidate.name, reference, measured, tuple(rejected), started, undo)
-                uninstall(lm)
-    except BaseException:
-        uninstall(lm)
-        raise
-    finally:
-        if installed_backend(lm) is None and before is not None:
-            install(lm, before)
+            except BaseException:
+                undo()
+                raise
+            if measured is not None:
+                return _report(lm, candidate.name, reference, measured, tuple(rejected), started, undo)
+            undo()
     raise ContaminationError(
         f"no backend isolates the documents of {type(lm).__name__}: " + "; ".join(rejected),
         code="contaminated",
@@ -158,7 +154,7 @@ def check_isolation(model: nn.Module) -> IsolationReport:
     backend = installed_backend(lm)
     name = "none" if backend is None else backend.name
     rejected: list[str] = []
-    with untouched(lm):
+    with untouched(lm), without_autocast(lm):
         reference = reference_of(lm, run=run)
         measured = _try(reference, rejected, name)
     if measured is None:

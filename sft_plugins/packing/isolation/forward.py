@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,12 +28,10 @@ from torch import nn
 from sft_plugins._models import refuse_context_parallel
 from sft_plugins.packing.isolation.backends.rotary import PerDocument, per_document
 from sft_plugins.packing.isolation.boundaries import Boundaries, malformed
+from sft_plugins.packing.isolation.frame import Call, Frame, Switch, current_boundaries, current_frame, running
 from sft_plugins.packing.isolation.reading import refuse_other_names, take_boundaries
 
-_MARK, _ENTRY = "_sft_plugins_isolation", "_sft_plugins_entry"
-
-Call = Callable[..., Any]
-Switch = Callable[[], AbstractContextManager[None]]
+_MARK, _ENTRIES = "_sft_plugins_isolation", "_sft_plugins_entries"
 
 
 class Backend(Protocol):
@@ -50,23 +48,11 @@ class Backend(Protocol):
         """Run the backbone, `call(**arguments)`, on the packed arguments and return its packed output."""
 
 
-@dataclass
-class _Frame:
-    """One packed forward in progress."""
+@dataclass(eq=False)
+class Layer:
+    """One backend that `install` put on."""
 
-    root: nn.Module
-    boundaries: Boundaries
-    switch: Switch
-    in_backbone: bool = False
-
-
-_FRAME: ContextVar[_Frame | None] = ContextVar("sft_plugins_packed_forward", default=None)
-
-
-def current_boundaries() -> Boundaries | None:
-    """Boundaries of the packed forward in progress on this thread, recompute included; None in any other forward."""
-    frame = _FRAME.get()
-    return None if frame is None else frame.boundaries
+    backend: Backend
 
 
 class Entry:
@@ -76,10 +62,11 @@ class Entry:
     copy; a closure would go on calling the original.
     """
 
-    def __init__(self, module: nn.Module, backend: Backend, *, is_backbone: bool) -> None:
-        self.module, self.backend, self.is_backbone = module, backend, is_backbone
+    def __init__(self, module: nn.Module, layers: list[Layer], *, is_backbone: bool) -> None:
+        self.module, self.layers, self.is_backbone = module, layers, is_backbone
         self.previous: Call | None = module.__dict__.get("forward")
-        self.active = True
+        # Copies of the model keep it: a wrapper that was copied with them finds the copy's entry by it.
+        self.key = uuid.uuid4().hex
 
     @property
     def inner(self) -> Call:
@@ -94,21 +81,24 @@ class Entry:
     @property
     def __func__(self) -> _Unbound:
         # What a bound method has: TRL 1.9 reads its signature, accelerate wraps it for autocast and binds it again.
-        return _Unbound(self.previous, type(self.module).forward)
+        return _Unbound(self.key, self.previous, type(self.module).forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _enter(self, args, kwargs) if self.active else self.inner(*args, **kwargs)
+        if args and isinstance(args[0], nn.Module):  # bound to its module once more, as accelerate does on unwrapping
+            return self.__func__(*args, **kwargs)
+        return _enter(self, args, kwargs) if self.layers else self.inner(*args, **kwargs)
 
 
 class _Unbound:
     """An entry without its module, which comes as the first argument: it may be a copy of the one it was taken from."""
 
-    def __init__(self, previous: Call | None, forward: Call) -> None:
-        self.previous = previous
+    def __init__(self, key: str, previous: Call | None, forward: Call) -> None:
+        self.key, self.previous = key, previous
         self.__signature__ = inspect.signature(forward)
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if (entry := module.__dict__.get(_ENTRY)) is not None:
+        # By key: an entry that was put on since may stand outside of the wrapper that calls this.
+        if (entry := module.__dict__.get(_ENTRIES, {}).get(self.key)) is not None:
             return entry(*args, **kwargs)
         return (self.previous or type(module).forward.__get__(module))(*args, **kwargs)
 
@@ -116,8 +106,8 @@ class _Unbound:
 # Reading boundaries needs numbers on the host, which a compiled graph cannot have; what lies inside still compiles.
 @torch.compiler.disable(recursive=False)
 def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    frame = _FRAME.get()
-    if frame is not None and any(module is entry.module for module in frame.root.modules()):
+    frame = current_frame()
+    if frame is not None and frame.holds(entry.module):
         if not entry.is_backbone or frame.in_backbone:
             return entry.inner(*args, **kwargs)
         return _run_backbone(entry, frame, _named(entry.__signature__, args, kwargs))
@@ -137,60 +127,25 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise malformed(f"input_ids of a packed row have shape {[tokens]}, expected {[1, tokens]}")
     refuse_context_parallel()
 
-    if entry.backend.keep_keys:
+    backend = entry.layers[-1].backend
+    if backend.keep_keys:
         arguments |= _accepted(signature, boundaries.keys(inputs.device))
     if not entry.is_backbone:
         arguments |= _without_cache(signature)
     if "position_ids" not in _accepted(signature, arguments):
         del arguments["position_ids"]
-    frame = _Frame(entry.module, boundaries, entry.backend.open(entry.module, boundaries))
-    with _resume(frame), _recompute_inside(frame):
+    frame = Frame(list(entry.module.modules()), boundaries, backend.open(entry.module, boundaries), backend.run)
+    with running(frame):
         return _run_backbone(entry, frame, arguments) if entry.is_backbone else entry.inner(**arguments)
 
 
-def _run_backbone(entry: Entry, frame: _Frame, arguments: dict[str, Any]) -> Any:
+def _run_backbone(entry: Entry, frame: Frame, arguments: dict[str, Any]) -> Any:
     arguments |= _without_cache(entry.__signature__)
     frame.in_backbone = True
     try:
-        return entry.backend.run(entry.inner, arguments, frame.boundaries)
+        return frame.run(entry.inner, arguments, frame.boundaries)
     finally:
         frame.in_backbone = False
-
-
-@contextmanager
-def _resume(frame: _Frame) -> Iterator[None]:
-    token = _FRAME.set(frame)
-    try:
-        with frame.switch():
-            yield
-    finally:
-        _FRAME.reset(token)
-
-
-@contextmanager
-def _recompute_inside(frame: _Frame) -> Iterator[None]:
-    """Let gradient checkpointing recompute its layers inside `frame`, from whatever thread, long after the forward."""
-    patched: list[tuple[nn.Module, str, Any]] = []
-    if torch.is_grad_enabled():
-        for module in frame.root.modules():
-            # transformers' layers, and torch's CheckpointWrapper; both call it as func(function, *args, **kwargs)
-            for name in ("_gradient_checkpointing_func", "checkpoint_fn"):
-                if callable(checkpoint := module.__dict__.get(name)):
-                    patched.append((module, name, checkpoint))
-                    module.__dict__[name] = functools.partial(_checkpoint_inside, frame, checkpoint)
-    try:
-        yield
-    finally:
-        for module, name, checkpoint in patched:
-            module.__dict__[name] = checkpoint
-
-
-def _checkpoint_inside(frame: _Frame, checkpoint: Call, function: Call, *args: Any, **kwargs: Any) -> Any:
-    def inside(*args: Any, **kwargs: Any) -> Any:
-        with _resume(frame):
-            return function(*args, **kwargs)
-
-    return checkpoint(inside, *args, **kwargs)
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -236,40 +191,96 @@ def _decoder(model: nn.Module) -> nn.Module:
     return model.get_decoder() if hasattr(model, "get_decoder") else model
 
 
+class _Place:
+    """One set of entries: on the causal LM and on what hosts call of it. The last of its layers is in charge."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: list[Layer] = []
+        self.entries = [Entry(model, self.layers, is_backbone=False)]
+        self.entries += [Entry(module, self.layers, is_backbone=True) for module in backbones(model)]
+
+    def is_outermost(self) -> bool:
+        """Whether nothing was put around an entry since."""
+        return all(entry.module.__dict__.get("forward") is entry for entry in self.entries)
+
+    def put_on(self) -> None:
+        for entry in self.entries:
+            entry.module.__dict__["forward"] = entry
+            entry.module.__dict__.setdefault(_ENTRIES, {})[entry.key] = entry
+
+    def take_off(self) -> None:
+        """Where a host has wrapped the forward since, an entry stays inside, and without layers passes all on."""
+        for entry in self.entries:
+            values = entry.module.__dict__
+            if values.get("forward") is entry:
+                if entry.previous is None:
+                    del values["forward"]
+                else:
+                    values["forward"] = entry.previous
+            del values[_ENTRIES][entry.key]
+            for outer in values[_ENTRIES].values():
+                if outer.previous is entry:
+                    outer.previous = entry.previous
+            if not values[_ENTRIES]:
+                del values[_ENTRIES]
+
+
+@dataclass(eq=False)
+class _Stack:
+    """All that is installed on a causal LM, outermost last."""
+
+    places: list[_Place]
+    rotary: list[PerDocument]
+
+
 def install(model: nn.Module, backend: Backend) -> Callable[[], None]:
-    """Put `backend` on a causal LM (unwrapped) in place of what is installed, and return what takes it off again."""
-    uninstall(model)
-    entries: list[Entry | PerDocument] = [Entry(model, backend, is_backbone=False)]
-    entries += [Entry(module, backend, is_backbone=True) for module in backbones(model)]
-    entries += per_document(model, current_boundaries)
-    for entry in entries:
-        entry.module.__dict__["forward"] = entry.module.__dict__[_ENTRY] = entry
-    model.__dict__[_MARK] = entries
-    return functools.partial(_take_off, model, entries)
-
-
-def uninstall(model: nn.Module) -> None:
-    """Take off whatever backend is installed; nothing happens where none is."""
-    if entries := model.__dict__.get(_MARK):
-        _take_off(model, entries)
+    """Put `backend` in charge of a causal LM (unwrapped), over what is installed; return what takes it, and no other, off."""
+    stack: _Stack | None = model.__dict__.get(_MARK)
+    if stack is None:
+        stack = model.__dict__[_MARK] = _Stack([], per_document(model, current_boundaries))
+        for one in stack.rotary:
+            one.module.__dict__["forward"] = one
+    if not stack.places or not stack.places[-1].is_outermost():
+        place = _Place(model)
+        place.put_on()
+        stack.places.append(place)
+    layer = Layer(backend)
+    stack.places[-1].layers.append(layer)
+    return functools.partial(_take_off, model, stack.places[-1], layer)
 
 
 def installed_backend(model: nn.Module) -> Backend | None:
-    """The backend installed on a causal LM (unwrapped)."""
-    entries = model.__dict__.get(_MARK)
-    return entries[0].backend if entries else None
+    """The backend in charge of a causal LM (unwrapped)."""
+    stack: _Stack | None = model.__dict__.get(_MARK)
+    layers = [] if stack is None else stack.places[-1].layers
+    return layers[-1].backend if layers else None
 
 
-def _take_off(model: nn.Module, entries: list[Entry | PerDocument]) -> None:
-    for entry in entries:
-        # Where a host has wrapped the forward since, this entry stays inside as a plain pass-through.
-        entry.active = False
-        if entry.module.__dict__.get(_ENTRY) is entry:
-            del entry.module.__dict__[_ENTRY]
-        if entry.module.__dict__.get("forward") is entry:
-            if entry.previous is None:
-                del entry.module.__dict__["forward"]
-            else:
-                entry.module.__dict__["forward"] = entry.previous
-    if model.__dict__.get(_MARK) is entries:
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """The causal LM as it is without all that is installed, inside."""
+    stack: _Stack | None = model.__dict__.get(_MARK)
+    places = [] if stack is None else stack.places
+    layers = [list(place.layers) for place in places]
+    for place in places:
+        place.layers.clear()
+    try:
+        yield
+    finally:
+        for place, before in zip(places, layers, strict=True):
+            place.layers[:] = before
+
+
+def _take_off(model: nn.Module, place: _Place, layer: Layer) -> None:
+    if layer not in place.layers:
+        return
+    place.layers.remove(layer)
+    if place.layers:
+        return
+    stack: _Stack = model.__dict__[_MARK]
+    place.take_off()
+    stack.places.remove(place)
+    if not stack.places:
+        for one in stack.rotary:
+            one.take_off()
         del model.__dict__[_MARK]

@@ -13,7 +13,7 @@ import torch
 
 from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing.isolation.boundaries import BOUNDARY_KEYS, Boundaries
-from sft_plugins.packing.isolation.forward import current_boundaries, install, installed_backend, uninstall
+from sft_plugins.packing.isolation.forward import current_boundaries, install, installed_backend, set_aside
 from sft_plugins.packing.isolation.reading import take_boundaries
 from testkit.tiny_models import build
 
@@ -237,8 +237,8 @@ def test_a_copy_of_the_model_runs_its_own_weights(copied: Any) -> None:
         assert twin(**packed()).logits.abs().max() == 0
         assert model(**packed()).logits.abs().max() > 0
     assert installed_backend(twin) is not None
-    uninstall(twin)
-    assert installed_backend(model) is not None
+    with set_aside(twin):
+        assert installed_backend(model) is not None
 
 
 def test_taking_off_leaves_no_trace_even_under_a_hosts_wrapper() -> None:

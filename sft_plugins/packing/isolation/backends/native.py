@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from sft_plugins.packing.isolation.boundaries import Boundaries
-from sft_plugins.packing.isolation.forward import Call, Switch
+from sft_plugins.packing.isolation.frame import Call, Switch
 
 _LINEAR_KERNELS = ("fla", "mamba_ssm", "causal_conv1d")
 

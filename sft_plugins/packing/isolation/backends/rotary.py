@@ -52,6 +52,15 @@ class PerDocument:
         """The forward that this one stands in for."""
         return self.previous or type(self.module).forward.__get__(self.module)
 
+    def take_off(self) -> None:
+        """Put back what it stands in for; under a wrapper that came since it stays, and passes all on."""
+        self.active = False
+        if self.module.__dict__.get("forward") is self:
+            if self.previous is None:
+                del self.module.__dict__["forward"]
+            else:
+                self.module.__dict__["forward"] = self.previous
+
     # Lengths are numbers on the host, which a compiled graph cannot have.
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

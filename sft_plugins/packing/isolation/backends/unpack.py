@@ -34,7 +34,7 @@ from sft_plugins._models import is_sharded
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.rotary import PADDED
 from sft_plugins.packing.isolation.boundaries import Boundaries
-from sft_plugins.packing.isolation.forward import Switch
+from sft_plugins.packing.isolation.frame import Switch
 
 _LENGTH_MATTERS = ("reformer",)
 """Models whose attention to a document depends on how much padding follows it: locality-sensitive hashing sorts tokens

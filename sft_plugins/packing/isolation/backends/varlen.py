@@ -3,8 +3,8 @@
 Invariant: outside a packed forward the model's config names its own implementation, so nothing here is reached; inside
 one, every attention call that goes through the interface sees single documents only, under the layer's own rule.
 
-While a packed forward (or its recompute) runs, the configs of its modules name `sft_plugins_varlen`. transformers then
-asks `block_diagonal_mask` for the masks, one per kind of layer. It answers with a one-element ticket that names the
+While a packed forward (or its recompute) runs, the configs of its modules name `sft_plugins_varlen` on its thread.
+transformers then asks `block_diagonal_mask` for the masks, one per kind of layer. It answers with a one-element ticket that names the
 layer's rule, and `block_diagonal_attention` reads the rule off the ticket that reaches it. A ticket holds NaN: model
 code that uses it as a mask by itself fails loudly.
 """
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.kernels import Attend, Rule, per_document, varlen, varlen_supports
+from sft_plugins.packing.isolation.backends.naming import named_here
 from sft_plugins.packing.isolation.boundaries import Boundaries
-from sft_plugins.packing.isolation.forward import Call, Switch, current_boundaries
+from sft_plugins.packing.isolation.frame import Call, Switch, current_boundaries
 
 IMPLEMENTATION = "sft_plugins_varlen"
 
@@ -54,7 +54,7 @@ class Varlen:
         AttentionMaskInterface.register(IMPLEMENTATION, block_diagonal_mask)
         configs = list({id(c): c for c in (getattr(m, "config", None) for m in module.modules()) if _names(c)}.values())
         boundaries.scratch["own"] = _own_code(module)
-        return functools.partial(_named_in, configs)
+        return functools.partial(named_here, configs, IMPLEMENTATION)
 
     def run(self, call: Call, arguments: dict[str, Any], boundaries: Boundaries) -> Any:  # noqa: ARG002
         """The packed row goes through the backbone as it is."""
@@ -62,7 +62,7 @@ class Varlen:
 
 
 def _names(config: Any) -> bool:
-    return hasattr(config, "_attn_implementation_internal")
+    return hasattr(type(config), "_attn_implementation")
 
 
 def _own_code(module: nn.Module) -> str:
@@ -74,19 +74,6 @@ def _own_code(module: nn.Module) -> str:
     if implementation == "eager" and getattr(module, "_supports_sdpa", False):
         return "flexible"
     return implementation if implementation in ("eager", "sdpa") else "flexible"
-
-
-@contextmanager
-def _named_in(configs: list[Any]) -> Iterator[None]:
-    # `_attn_implementation_internal`, because the public setter also writes to every sub-config.
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = IMPLEMENTATION
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
 
 
 @torch.compiler.disable

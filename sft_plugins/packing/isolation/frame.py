@@ -1,0 +1,140 @@
+"""The packed forward in progress, and how its layers find it again when checkpointing recomputes them.
+
+Invariant: `current_boundaries()` is that of the packed forward on this thread, recompute included, whatever other threads
+run through the same model meanwhile; in every other forward it is None.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft_plugins.packing.isolation.boundaries import Boundaries
+
+Call = Callable[..., Any]
+Switch = Callable[[], AbstractContextManager[None]]
+
+_CHECKPOINTS = ("_gradient_checkpointing_func", "checkpoint_fn")
+"""What transformers' layers and torch's CheckpointWrapper call as function(run, *args, **kwargs)."""
+
+
+@dataclass
+class Frame:
+    """One packed forward in progress."""
+
+    modules: list[nn.Module]
+    """Those of the module that the host called, it first."""
+    boundaries: Boundaries
+    switch: Switch
+    run: Call
+    """The backend's, which stands in for the backbone's forward."""
+    in_backbone: bool = False
+
+    def __post_init__(self) -> None:
+        self._ids = {id(module) for module in self.modules}
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether `module` runs in this forward; another model's may be called on the way."""
+        return id(module) in self._ids
+
+
+_FRAME: ContextVar[Frame | None] = ContextVar("sft_plugins_packed_forward", default=None)
+
+
+def current_frame() -> Frame | None:
+    """The packed forward in progress on this thread."""
+    return _FRAME.get()
+
+
+def current_boundaries() -> Boundaries | None:
+    """Boundaries of the packed forward in progress on this thread, recompute included; None in any other forward."""
+    frame = _FRAME.get()
+    return None if frame is None else frame.boundaries
+
+
+@contextmanager
+def running(frame: Frame) -> Iterator[None]:
+    """Run `frame`'s forward here, and its recompute on whatever thread, long after."""
+    with _resumed(frame), _carried(frame.modules):
+        yield
+
+
+@contextmanager
+def _resumed(frame: Frame) -> Iterator[None]:
+    token = _FRAME.set(frame)
+    try:
+        with frame.switch():
+            yield
+    finally:
+        _FRAME.reset(token)
+
+
+_LOCK = threading.Lock()
+_CARRIED: dict[tuple[int, str], list[Any]] = {}
+"""(module, attribute) → how many packed forwards run, and what stood there before the first of them."""
+
+
+@contextmanager
+def _carried(modules: list[nn.Module]) -> Iterator[None]:
+    """Let checkpointing recompute layers inside the frame that they ran in. Other threads' forwards have none."""
+    if not torch.is_grad_enabled():
+        yield
+        return
+    held = []
+    with _LOCK:
+        for module in modules:
+            for name, carry in _checkpoints(module):
+                key = (id(module), name)
+                if key not in _CARRIED:
+                    _CARRIED[key] = [0, module.__dict__[name], carry]
+                    module.__dict__[name] = carry
+                _CARRIED[key][0] += 1
+                held.append((module, name))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module, name in held:
+                entry = _CARRIED[id(module), name]
+                entry[0] -= 1
+                if entry[0] == 0:
+                    del _CARRIED[id(module), name]
+                    if module.__dict__.get(name) is entry[2]:
+                        module.__dict__[name] = entry[1]
+
+
+def _checkpoints(module: nn.Module) -> Iterator[tuple[str, Call]]:
+    """What a layer is checkpointed with, and what is to stand there for it."""
+    values = module.__dict__
+    for name in _CHECKPOINTS:
+        if callable(checkpoint := values.get(name)):
+            yield name, functools.partial(_inside, checkpoint)
+    # layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    by_hand = values.get("forward")
+    if isinstance(by_hand, functools.partial) and _is_checkpoint(by_hand.func):
+        yield "forward", functools.partial(_inside, by_hand.func, *by_hand.args, **by_hand.keywords)
+
+
+def _is_checkpoint(function: Any) -> bool:
+    return function is _inside or getattr(function, "__module__", None) == "torch.utils.checkpoint"
+
+
+def _inside(checkpoint: Call, function: Call, *args: Any, **kwargs: Any) -> Any:
+    """`checkpoint(function, *args, **kwargs)`, recomputed in the frame that it is called in."""
+    frame = _FRAME.get()
+    if frame is None:
+        return checkpoint(function, *args, **kwargs)
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with _resumed(frame):
+            return function(*args, **kwargs)
+
+    return checkpoint(inside, *args, **kwargs)
