@@ -4,9 +4,9 @@ Invariant: outside a packed forward the model's config names its own implementat
 one, every attention call that goes through the interface sees single documents only, under the layer's own rule.
 
 While a packed forward (or its recompute) runs, the configs of its modules name `sft_plugins_varlen` on its thread.
-transformers then asks `block_diagonal_mask` for the masks, one per kind of layer. It answers with a one-element ticket that names the
-layer's rule, and `block_diagonal_attention` reads the rule off the ticket that reaches it. A ticket holds NaN: model
-code that uses it as a mask by itself fails loudly.
+transformers then asks `block_diagonal_mask` for the masks, one per kind of layer. It answers with a one-element ticket
+that names the layer's rule, and `block_diagonal_attention` reads the rule off the ticket that reaches it. A ticket holds
+NaN: model code that uses it as a mask by itself fails loudly.
 """
 
 from __future__ import annotations
