@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,14 @@ class Overrides:
         model, data: folder or hub id; file or folder.
         devices: number of devices the run will use.
         components: check the run as it would be with sft-plugins' masking, packing and isolation.
+        masking: options of `PromptMasker` by name, over those that an Axolotl YAML gives; TRL's arguments have none.
     """
 
     model: str | None = None
     data: str | None = None
     devices: int = 1
     components: bool = False
+    masking: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_plan(path: str | Path, overrides: Overrides | None = None) -> Plan:

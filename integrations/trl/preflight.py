@@ -36,6 +36,12 @@ def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan
         remedy="Add `model_name_or_path:`, or give --model.",
     )
     ours, known = overrides.components, _known_keys()
+    if overrides.masking and not ours:
+        raise AssetError(
+            f"{path}: {', '.join(overrides.masking)} say how sft-plugins masks, and in this run TRL masks.",
+            code="bad_option",
+            remedy="Add --components, or leave the options out.",
+        )
     packs = switch(data, "packing")
     length = data.get("max_length", 1024)
     plan = Plan(
@@ -69,7 +75,7 @@ def _entries(data: Mapping[str, Any], path: str, overrides: Overrides) -> Iterat
         "trains": "everything" if everything else "answers",
         "chat_template": _template(data),
         "text_field": data.get("dataset_text_field") or "text",
-        "masking": {},
+        "masking": overrides.masking if overrides.components else {},
     }
     if overrides.data:
         yield DataEntry(where="--data", path=overrides.data, **shared)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.inputs import masking_options
 from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Examples: sft-plugins preflight axolotl.yaml | sft-plugins preflight trl.yaml --model ./model --data rows.jsonl | "
-    "sft-plugins preflight trl.yaml --components --html preflight.html. Exit codes: 0 green or amber, 1 red, 2 unusable input."
+    "sft-plugins preflight trl.yaml --components --reasoning inline --html preflight.html. "
+    "Exit codes: 0 green or amber, 1 red, 2 unusable input."
 )
 WORDS = {
     "green": "nothing stands against this run in what was checked",
@@ -27,6 +29,14 @@ WORDS = {
 }
 STYLES = {"green": "bold green", "amber": "bold yellow", "red": "bold red"}
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "bright_black")}
+# What the masking options are where none is given; then an Axolotl YAML's own hold.
+_USUAL = {
+    "train_on": "all",
+    "overflow": "raise",
+    "special_tokens_in_content": "raise",
+    "thinking": "auto",
+    "reasoning": "raise",
+}
 TITLES = {"config": "Configuration", "data": "Data", "masking": "Masking", "packing": "Packing"}
 
 
@@ -43,6 +53,13 @@ def preflight(
     components: Annotated[
         bool, typer.Option("--components", help="Judge the run as it would be with sft-plugins' masking and packing.")
     ] = False,
+    train_on: options.TRAIN_ON = "all",
+    overflow: options.OVERFLOW = "raise",
+    special_tokens: options.SPECIAL_TOKENS = "raise",
+    thinking: options.THINKING = "auto",
+    reasoning: options.REASONING = "raise",
+    role: options.ROLE = None,
+    ignore_column: options.IGNORE_COLUMN = None,
     html: Annotated[Path | None, typer.Option(help="Write the verdict as a page to this file too.")] = None,
     quiet: options.QUIET = False,
     as_json: options.JSON = False,
@@ -54,7 +71,14 @@ def preflight(
         from sft_plugins.integrations import Overrides, read_plan
         from sft_plugins.preflight import PARTS, colour, run_preflight
 
-        plan = read_plan(config, Overrides(model=model, data=data, devices=devices, components=components))
+        given = masking_options(
+            train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning, role=role,
+            ignore_column=ignore_column, overflow=overflow,
+        )  # fmt: skip
+        masking = {name: value for name, value in given.items() if value and value != _USUAL.get(name)}
+        plan = read_plan(
+            config, Overrides(model=model, data=data, devices=devices, components=components, masking=masking)
+        )
         with out.progress.status("reading") as status:
             done: dict[str, int] = {}
 

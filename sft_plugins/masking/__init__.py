@@ -12,7 +12,7 @@ from sft_plugins.masking.dataset import RECORD as RECORD  # isort: skip
 from sft_plugins.masking.dataset import from_records as from_records  # isort: skip
 from sft_plugins.masking.dataset import to_records as to_records  # isort: skip
 from sft_plugins.masking.examples.columns import Reading as Reading  # isort: skip
-from sft_plugins.masking.examples.formats import ACCEPTED_COLUMNS as ACCEPTED_COLUMNS  # isort: skip
+from sft_plugins.masking.examples.formats import known_form as known_form  # isort: skip
 from sft_plugins.masking.examples.formats import parse_example as parse_example  # isort: skip
 from sft_plugins.masking.examples.tokenized import MASK_COLUMNS as MASK_COLUMNS  # isort: skip
 from sft_plugins.masking.examples.tokenized import label_arrays as label_arrays  # isort: skip

@@ -184,7 +184,8 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
 
 
 def _turns(row: MaskedExample) -> str | None:
-    return json.dumps({"modes": row.modes, "changes": row.changes}) if row.modes or row.changes else None
+    modes, changes = Counter(filter(None, row.modes)), Counter(chain.from_iterable(row.changes))
+    return json.dumps({"modes": modes, "changes": changes}) if modes or changes else None
 
 
 def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
+from sft_plugins.errors import AssetError
 from sft_plugins.integrations import Overrides, read_plan
 from sft_plugins.preflight.run import Verdict, run_preflight
 from testkit.conversations import WEATHER_TOOL, assistant, call, system, tool, user
@@ -219,6 +220,36 @@ def test_with_our_components_the_fault_is_gone(code: str, tmp_path: Path) -> Non
     verdict = verdict_of(fault, tmp_path, components=True)
     assert code not in {finding.code for finding in verdict.findings}
     assert verdict.colour == "green", [f"{f.level} {f.code}: {f.message}" for f in verdict.findings]
+
+
+def test_our_masking_is_judged_with_the_options_it_will_have(tmp_path: Path) -> None:
+    """TRL's arguments have no place for them, an Axolotl YAML has; what is asked for on top of that holds."""
+    rows = [
+        {
+            "messages": [
+                {"role": "critic", "content": "Why?"},
+                {"role": "assistant", "content": "So.", "reasoning": "Hm."},
+            ]
+        }
+    ]
+    asked = {"roles": {"critic": "user"}, "reasoning": "drop"}
+    trl = Fault(failure="", code="", host="trl", rows=rows)
+    verdict = verdict_of(trl, tmp_path / "without", components=True)
+    assert {finding.code for finding in verdict.of("masking")} == {"bad_schema"}
+    ours = Fault(
+        failure="",
+        code="",
+        config={**PLUGIN, "sft_plugins": {"masking": {"reasoning": "raise"}}},
+        entry=OURS,
+        rows=rows,
+    )
+    for number, fault in enumerate((trl, ours)):
+        verdict = verdict_of(fault, tmp_path / str(number), components=True, masking=asked)
+        assert verdict.colour == "green", [f"{f.level} {f.code}: {f.message}" for f in verdict.findings]
+        assert verdict.entries[0].report.changes == {"reasoning_dropped": 1}
+    with pytest.raises(AssetError, match="roles, reasoning say how sft-plugins masks") as caught:
+        verdict_of(trl, tmp_path / "alone", masking=asked)
+    assert caught.value.code == "bad_option"
 
 
 def test_cost_is_that_of_the_rows(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _entry(
         chat_template=template,
         template_unknown=unknown,
         renders=exact or renders(entry),
-        masking={} if masking is None else masking.model_dump(exclude={"audit", "errors"}),
+        masking={} if masking is None else {**masking.model_dump(exclude={"audit", "errors"}), **overrides.masking},
         drops=masking is not None and masking.errors == "drop",
         text_field=(entry.get("field") or "text") if kind == "completion" else None,
     )

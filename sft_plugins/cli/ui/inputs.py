@@ -30,6 +30,30 @@ def open_rows(data: str, *, split: str | None, limit: int | None = None) -> Sour
     return source
 
 
+def masking_options(
+    *,
+    train_on: TrainOn,
+    special_tokens: str,
+    thinking: Thinking,
+    reasoning: Reasoning,
+    role: list[str] | None,
+    ignore_column: list[str] | None,
+    overflow: Overflow,
+) -> dict[str, Any]:
+    """Options of `PromptMasker` as the command line has them."""
+    return {
+        "train_on": train_on,
+        "special_tokens_in_content": special_tokens
+        if special_tokens in words(SpecialTokens)
+        else special_tokens.split(","),
+        "thinking": thinking,
+        "reasoning": reasoning,
+        "overflow": overflow,
+        "roles": {name: meaning for name, _, meaning in (one.partition("=") for one in role or ())},
+        "ignore_columns": ignore_column or (),
+    }
+
+
 def load_masker(
     output: Output,
     model: str,
@@ -48,13 +72,11 @@ def load_masker(
         from sft_plugins.masking import PromptMasker
         from sft_plugins.preflight import load_tokenizer
 
-        roles = {name: meaning for name, _, meaning in (one.partition("=") for one in role or ())}
-        return PromptMasker(
-            load_tokenizer(model), train_on=train_on, errors="drop",
-            special_tokens_in_content=special_tokens if special_tokens in words(SpecialTokens) else special_tokens.split(","),
-            thinking=thinking, reasoning=reasoning, max_length=max_length, overflow=overflow,
-            roles=roles, ignore_columns=ignore_column or (),
+        options = masking_options(
+            train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning, role=role,
+            ignore_column=ignore_column, overflow=overflow,
         )  # fmt: skip
+        return PromptMasker(load_tokenizer(model), errors="drop", max_length=max_length, **options)
 
 
 def refuse_packed(kind: str, data: str) -> None:

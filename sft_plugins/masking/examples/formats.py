@@ -78,20 +78,25 @@ def parse_example(row: Mapping[str, Any], reading: Reading) -> Example:
         raise too_deep("the row") from error
 
 
-def _parse(row: Mapping[str, Any], reading: Reading) -> Example:
+def known_form(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that say which form `row` has; empty where none does."""
     present = {key for key, value in row.items() if value is not None}
+    forms = (("input_ids",), ("messages",), ("conversations",), ("prompt", "response"), ("prompt", "completion"))
+    return next((form for form in (*forms, *_CHAT_PAIRS) if present.issuperset(form)), ())
+
+
+def _parse(row: Mapping[str, Any], reading: Reading) -> Example:
     check_row_flags(row)
-    if "input_ids" in present:
-        return parse_tokenized(row)
-    for column in ("messages", "conversations"):
-        if column in present:
+    match known_form(row):
+        case ("input_ids",):
+            return parse_tokenized(row)
+        case (column,):
             return _conversation(row, (column,), _messages(row[column], column, reading), reading)
-    answer = next((key for key in ("response", "completion") if key in present), None)
-    if "prompt" in present and answer:
-        return _prompt_and_answer(row, answer, reading)
-    for asked, answered in _CHAT_PAIRS:
-        if {asked, answered} <= present:
-            return _pair_of_a_chat(row, asked, answered, reading)
+        case ("prompt", answer):
+            return _prompt_and_answer(row, answer, reading)
+        case (asked, answer):
+            return _pair_of_a_chat(row, asked, answer, reading)
+    present = any(value is not None for value in row.values())
     found = ", ".join(f"`{key}`" for key in sorted(map(str, row))) or "none"
     missing = f" All of {found} are None." if row and not present else ""
     raise schema_error(f"no known row form: found columns {found}.{missing}", f"Use {ACCEPTED_COLUMNS}.")

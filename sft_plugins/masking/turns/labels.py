@@ -11,7 +11,6 @@ that way, the whole prompt is tokenised and compared.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,8 +38,8 @@ class MaskedExample:
         repeated_tokens: prompt tokens that an earlier row of the same conversation holds as well (the price of a split).
         lost_tokens: tokens cut off by `overflow`, of which `lost_supervised` would have carried loss.
         turn_ends: for each supervised turn, where it ends in the row; empty where that is not known.
-        modes: supervised turns by the mode of the template that gives their prompt; empty where it has one.
-        changes: what was done so that turns are exact, counted: `continued`, `reasoning_inlined`, …
+        modes: for each supervised turn, the mode of the template that gives its prompt; empty where it has one.
+        changes: for each supervised turn, what was done so that it is exact: `continued`, `reasoning_inlined`, …
     """
 
     input_ids: list[int]
@@ -50,8 +49,8 @@ class MaskedExample:
     lost_tokens: int = 0
     lost_supervised: int = 0
     turn_ends: Sequence[int] = ()
-    modes: Mapping[str, int] = field(default_factory=dict)
-    changes: Mapping[str, int] = field(default_factory=dict)
+    modes: Sequence[str] = ()
+    changes: Sequence[Sequence[str]] = ()
 
 
 @dataclass
@@ -74,8 +73,8 @@ class _Row:
             role_tokens=_role_tokens(self, text),
             repeated_tokens=self.repeated,
             turn_ends=[end for _, end in self.spans],
-            modes=Counter(turn.mode for turn in self.turns if turn.mode),
-            changes=Counter(change for turn in self.turns for change in turn.changes),
+            modes=[turn.mode for turn in self.turns],
+            changes=[turn.changes for turn in self.turns],
         )
 
 

@@ -47,12 +47,17 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
         )
         return None
     supervised = sum(label != IGNORE_INDEX for label in example.labels)
+    ends = [end for end in example.turn_ends if end <= cut]
+    # The turn that the cut goes through counts, if a token of it is left.
+    begun = len(ends) + any(label != IGNORE_INDEX for label in example.labels[max(ends, default=0) : cut])
     return replace(
         example,
         input_ids=example.input_ids[:cut],
         labels=example.labels[:cut],
         role_tokens={"trained": kept, "untrained": cut - kept},
-        turn_ends=[end for end in example.turn_ends if end <= cut],
+        turn_ends=ends,
+        modes=example.modes[:begun],
+        changes=example.changes[:begun],
         lost_tokens=length - cut,
         lost_supervised=supervised - kept,
     )

@@ -126,20 +126,16 @@ def check_form(source: Source) -> None:
         AssetError: `bad_schema`, naming the columns found and those that are taken.
     """
     from sft_plugins.errors import MaskingError
-    from sft_plugins.masking import ACCEPTED_COLUMNS, Reading, parse_example
+    from sft_plugins.masking import Reading, known_form, parse_example
 
     for row in itertools.islice(source.rows(), _LOOKED_AT):
+        if known_form(row):
+            return
         try:
             parse_example(row, Reading())
         except MaskingError as error:
-            if not error.message.startswith("no known row form"):
-                return
-            message = error.message
-        else:
-            return
-    raise AssetError(
-        f"{source.path}: {message}", code="bad_schema", remedy=f"rename the columns to {ACCEPTED_COLUMNS}."
-    )
+            told = error
+    raise AssetError(f"{source.path}: {told.message}", code="bad_schema", remedy=told.remedy)
 
 
 def _open_file(path: Path) -> Source:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from sft_plugins.errors import MaskingError
-from sft_plugins.masking import PromptMasker
-from testkit.tokenizers import build_tokenizer
+from sft_plugins.masking import PromptMasker, mask_dataset
+from testkit.conversations import assistant, user
+from testkit.tokenizers import build_tokenizer, tokenizer_for_template
 
 ROW = {
     "messages": [
@@ -66,6 +68,26 @@ def test_whole_turns_are_kept_to_the_last_that_fits(limit: int) -> None:
     made = encoded(max_length=limit, overflow="keep_turns")
     assert list(made.input_ids) == list(WHOLE.input_ids)[:FIRST_ANSWER_ENDS]
     assert made.lost_supervised == sum(at >= FIRST_ANSWER_ENDS for at in TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("overflow", "more", "modes"),
+    [
+        ("keep_turns", 30, {"enable_thinking=False": 1}),
+        ("truncate", 30, {"enable_thinking=False": 1, "default": 1}),
+        ("truncate", 1, {"enable_thinking=False": 1}),
+    ],
+)
+def test_the_report_counts_modes_of_the_turns_that_are_left(overflow: Any, more: int, modes: dict[str, int]) -> None:
+    """Of a turn that was cut away nothing is told; of one that the cut goes through, that it is trained."""
+    row = {
+        "messages": [user("Hi"), assistant("Yes."), user("6 * 7?"), assistant("42.", reasoning_content="Six times.")]
+    }
+    tokenizer = tokenizer_for_template("nemotron_3_nano")
+    (whole,) = PromptMasker(tokenizer).encode(row)
+    assert whole.labels[whole.turn_ends[0] + 29] != -100, "the longer cut goes through the second turn"
+    asked = PromptMasker(tokenizer, max_length=whole.turn_ends[0] + more, overflow=overflow)
+    assert mask_dataset(Dataset.from_list([row]), asked).report.modes == modes
 
 
 def test_an_answer_that_lacks_a_token_of_room_is_not_kept() -> None:

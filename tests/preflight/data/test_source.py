@@ -156,6 +156,8 @@ def test_columns_that_fit_no_row_form_are_refused_but_one_bad_row_among_good_one
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"question": "a", "answer": "b"}] * 3)
     error = refused(lambda: check_form(open_data(bad)), "bad_schema", "found columns `answer`, `question`")
     assert "`instruction`(+`input`)+`output`" in str(error.remedy)
+    preferences = write_jsonl(tmp_path / "preferences.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
+    refused(lambda: check_form(open_data(preferences)), "bad_schema", "as preference data does")
     check_form(open_data(write_jsonl(tmp_path / "mixed.jsonl", [{"question": "a"}, *PAIRS])))
     check_form(open_data(write_jsonl(tmp_path / "role.jsonl", [{"messages": [{"role": "asistant", "content": "a"}]}])))
 
