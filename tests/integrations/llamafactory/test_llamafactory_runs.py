@@ -63,9 +63,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     printed = yaml.safe_load((folder / "masked" / "use.yaml").read_text())
     config = yaml.safe_load(text)
     assert printed.keys() <= config.keys()  # what the command prints is part of the whole file
+    config = {**config, **ON_A_CPU}
     jobs = [
-        {"name": "config", "train": {**config, **ON_A_CPU}},
-        {"name": "printed", "train": {**config, **printed, **ON_A_CPU}},
+        {"name": "config", "train": config},
+        {"name": "printed", "train": {**config, **printed, "output_dir": "runs/printed"}},
     ]
     return {**drive(jobs, folder), "packed": packed, "folder": folder}
 
