@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from swift.dataset import LazyLLMDataset
 
-from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins.errors import MaskingError, PackingError
-from sft_plugins.packing import BlockDiagonalPackingCollator
+from sft_plugins.errors import MaskingError
+from sft_plugins.integrations._arrival import difference
 
 BATCHES = 4
 
@@ -98,7 +96,6 @@ def check_batches(dataloader: Any, rows: Any) -> int:
 
     Raises:
         MaskingError: `host_dataset` for ids or labels that differ, with the row.
-        PackingError: `host_dataset`, the same for packed rows.
     """
     sampler = getattr(dataloader, "batch_sampler", None)
     if sampler is None:
@@ -110,40 +107,13 @@ def check_batches(dataloader: Any, rows: Any) -> int:
     compared = 0
     for indices in itertools.islice(iter(sampler), BATCHES):
         given = dataloader.collate_fn([dataloader.dataset[i] for i in indices])
-        _compare(given, [rows[int(i)] for i in indices], indices, dataloader.collate_fn)
-        compared += len(indices)
-    return compared
-
-
-def _compare(
-    given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], indices: Sequence[int], collator: Any
-) -> None:
-    packed = isinstance(collator, BlockDiagonalPackingCollator)
-    mask = given.get("attention_mask")
-    for name in ("input_ids", "labels"):
-        held = np.asarray(given[name])
-        wanted = np.concatenate([np.asarray(row[name]) for row in rows])
-        real = np.ones(held.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-        padding = held[~real]
-        found = held[real]
-        # A row that is not packed has one row of the batch; what lies outside must be padding, and carry no loss.
-        shaped = packed or (held.ndim == 2 and real.sum(1).tolist() == [len(row[name]) for row in rows])
-        if not shaped or not np.array_equal(found, wanted) or (name == "labels" and (padding != IGNORE_INDEX).any()):
-            error = PackingError if packed else MaskingError
-            raise error(
-                f"`{name}` of the rows {', '.join(map(str, indices))} differ between the data loader and the disk: "
-                f"{_difference(found, wanted)}.",
+        found = difference(given, [rows[int(i)] for i in indices])
+        if found is not None:
+            raise MaskingError(
+                f"the rows {', '.join(map(str, indices))} differ between the data loader and the disk: {found}.",
                 code="host_dataset",
                 row=int(indices[0]),
                 remedy="This release of ms-swift reads rows otherwise: use the one in docs/ms-swift.md.",
             )
-
-
-def _difference(found: np.ndarray, wanted: np.ndarray) -> str:
-    if len(found) != len(wanted):
-        return f"{len(found):,} entries for {len(wanted):,}"
-    unlike = np.flatnonzero(found != wanted)
-    if not len(unlike):
-        return "the rows are of other lengths, or padding carries loss"
-    at = int(unlike[0])
-    return f"{len(unlike):,} entries, the first {int(found[at])} for {int(wanted[at])}"
+        compared += len(indices)
+    return compared

@@ -7,7 +7,8 @@ Three ways to exact masking, the first recommended:
     raw rows, masked as they are drawn                … sft_arguments("raw") …, data_collator=…(tokenizer, masker=masker)
     rows that TRL labels itself, audited              check_masks(trainer.train_dataset, tokenizer)
 
-Packed rows (`pack_dataset`) take `sft_arguments("packed")` and `BlockDiagonalPackingCollator`.
+Packed rows (`pack_dataset`) take `sft_arguments("packed")` and `BlockDiagonalPackingCollator`. Unsloth makes TRL's trainer
+anew: masked rows, and no collator, since any would switch its padding-free batches off (docs/unsloth.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from sft_plugins._models import causal_lm_of
 from sft_plugins.errors import ContaminationError, MaskingError, SFTPluginsError
+from sft_plugins.integrations._arrival import difference
 from sft_plugins.integrations._compat import require
 from sft_plugins.masking import StrictPromptMaskingCollator, label_arrays
 from sft_plugins.packing import BlockDiagonalPackingCollator, installed_backend
@@ -30,6 +32,8 @@ from sft_plugins.packing import BlockDiagonalPackingCollator, installed_backend
 Rows = Literal["masked", "packed", "raw"]
 _OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator)
 _COLLATED = 8
+_UNSLOTH = ("unsloth", "UnslothSFTTrainer")
+"""Modules of Unsloth's trainers: its own, and the one that it writes in place of TRL's `SFTTrainer`."""
 _STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
 
 
@@ -72,7 +76,8 @@ def sft_arguments(rows: Rows) -> dict[str, Any]:
 def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64) -> TrainerCheck:
     """Show that a built trainer really uses our collator, on the model it was built for, and kept our labels.
 
-    Call it before `trainer.train()`. The first rows of each data set are collated as the trainer will do it.
+    Call it before `trainer.train()`. The first rows of each data set are collated as the trainer will do it. A trainer of
+    Unsloth's collates by itself: there the first rows must come out of its collator as they are.
 
     Args:
         trainer: an `SFTTrainer`, or any `transformers.Trainer`.
@@ -85,14 +90,15 @@ def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64)
         ContaminationError: `not_isolated` where rows are packed and the trainer's own model is not isolated; other codes
             for models that cannot be packed.
     """
-    train = _live_collator(trainer.get_train_dataloader(), "training")
+    live = _unsloth_collator if is_unsloth(trainer) else _live_collator
+    train = live(trainer.get_train_dataloader(), "training")
     if isinstance(train, BlockDiagonalPackingCollator):
         _require_isolated(trainer)
     evaluation = None
     if trainer.eval_dataset is not None:
         names = [None] if not isinstance(trainer.eval_dataset, dict) else list(trainer.eval_dataset)
         for name in names:
-            evaluation = _live_collator(trainer.get_eval_dataloader(name), "evaluation")
+            evaluation = live(trainer.get_eval_dataloader(name), "evaluation")
     compared = rows = None
     if dataset is not None:
         rows, compared = _compare_rows(dataset, trainer.train_dataset, rows_compared)
@@ -104,11 +110,47 @@ def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64)
     )
 
 
-def _live_collator(dataloader: Any, phase: str) -> Any:
-    """The collator at the bottom of what a Trainer wraps around it to remove columns: one of ours, and it takes the rows."""
-    collator = dataloader.collate_fn
+def is_unsloth(trainer: Any) -> bool:
+    """Whether a class of `trainer` stands in a module of Unsloth's."""
+    return any(cls.__module__.partition(".")[0] in _UNSLOTH for cls in type(trainer).__mro__)
+
+
+def _unsloth_collator(dataloader: Any, phase: str) -> Any:
+    """Unsloth's own collator, out of which the first rows come as they are."""
+    collator = _innermost(dataloader.collate_fn)
+    if isinstance(collator, _OURS):
+        raise MaskingError(
+            f"the {phase} dataloader collates with {type(collator).__name__}, "
+            "which switches Unsloth's padding-free batches off.",
+            code="host_collator",
+            remedy="Leave `data_collator` out: rows with labels are trained as they are (docs/unsloth.md).",
+        )
+    rows = dataloader.dataset
+    first = [] if isinstance(rows, _STREAMS) else [rows[i] for i in range(min(_COLLATED, len(rows)))]
+    unlabelled = first and not {"input_ids", "labels"} <= set(first[0])
+    found = (
+        "the rows have no labels" if unlabelled else difference(dataloader.collate_fn(first), first) if first else None
+    )
+    if found is not None:
+        raise MaskingError(
+            f"the {phase} rows differ between the data set and the batch: {found}.",
+            code="host_dataset",
+            row=0,
+            remedy="Train rows of `sft-plugins mask --to unsloth`, with `max_length=None` and `packing=False`.",
+        )
+    return collator
+
+
+def _innermost(collator: Any) -> Any:
+    """The collator at the bottom of what a Trainer wraps around it to remove columns."""
     while hasattr(collator, "data_collator"):
         collator = collator.data_collator
+    return collator
+
+
+def _live_collator(dataloader: Any, phase: str) -> Any:
+    """One of our collators, and it takes the rows."""
+    collator = _innermost(dataloader.collate_fn)
     if not isinstance(collator, _OURS):
         raise MaskingError(
             f"the {phase} dataloader collates with {type(collator).__name__}.",

@@ -24,7 +24,7 @@ from swift.pipelines import sft_main  # noqa: E402
 from swift.template import Template  # noqa: E402
 
 from sft_plugins.errors import SFTPluginsError  # noqa: E402
-from sft_plugins.integrations.swift import arrival, register  # noqa: E402
+from sft_plugins.integrations.swift import register  # noqa: E402
 from sft_plugins.masking import PromptMasker, mask_dataset  # noqa: E402
 from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl  # noqa: E402
 from testkit.tiny_training import save_tiny_llama  # noqa: E402
@@ -298,37 +298,3 @@ def test_an_unknown_form_of_the_hosts_methods_is_refused(monkeypatch: pytest.Mon
 def test_a_watch_of_another_kind_is_refused() -> None:
     with pytest.raises(SFTPluginsError, match="watch is 'yes'; expected True, False or a mapping"):
         register(watch="yes")  # type: ignore[arg-type]
-
-
-def test_every_entry_that_differs_is_noticed() -> None:
-    """Ids, labels, order, lengths, and loss on padding; one changed entry at a time."""
-    made = mask_dataset(Dataset.from_list(conversations(3)), PromptMasker(chat_tokenizer())).dataset
-    width = max(map(len, made["input_ids"][:]))
-    ids = torch.zeros(3, width, dtype=torch.long)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for i, row in enumerate(made):
-        length = len(row["input_ids"])
-        ids[i, :length], labels[i, :length] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
-        mask[i, :length] = 1
-
-    def compare(**changes: Any) -> None:
-        batch = {"input_ids": ids, "labels": labels, "attention_mask": mask, **changes}
-        arrival._compare(batch, [made[i] for i in range(3)], [0, 1, 2], collator=None)
-
-    compare()
-    shortest = int(mask.sum(1).argmin())
-    for name, tensor in (("input_ids", ids), ("labels", labels)):
-        changed = tensor.clone()
-        changed[1, 3] += 1
-        with pytest.raises(SFTPluginsError, match=f"`{name}` of the rows 0, 1, 2 differ"):
-            compare(**{name: changed})
-    loss_on_padding = labels.clone()
-    loss_on_padding[shortest, width - 1] = 5
-    with pytest.raises(SFTPluginsError, match="padding carries loss"):
-        compare(labels=loss_on_padding)
-    with pytest.raises(SFTPluginsError, match="differ"):
-        compare(input_ids=ids.flip(0), labels=labels.flip(0), attention_mask=mask.flip(0))
-    longer = mask.clone()
-    longer[shortest, :] = 1
-    with pytest.raises(SFTPluginsError, match="entries for"):
-        compare(attention_mask=longer)

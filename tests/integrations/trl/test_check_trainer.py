@@ -150,3 +150,65 @@ def test_the_check_counts_no_dropped_row_that_training_will_count(tokenizer: Any
     assert not collator.dropped
     collator(rows)
     assert collator.dropped.total() == 1
+
+
+# --- Unsloth: its trainer is TRL's, under another module; it never ran here, a stand-in of the same names does ----------
+
+
+def unsloth_trainer(tokenizer: Any, tmp_path: Path, rows: Dataset, module: str, **changes: Any) -> Any:
+    """TRL's trainer as Unsloth makes it: a class of its module, TRL's own collator, padding-free where that is on."""
+    cls = type("UnslothSFTTrainer", (trl.SFTTrainer,), {"__module__": module})
+    arguments = {"report_to": "none", "use_cpu": True, "bf16": False, "max_length": None, **changes}
+    collator = arguments.pop("data_collator", None)
+    return cls(
+        model=model_of("llama", tokenizer),
+        args=trl.SFTConfig(output_dir=str(tmp_path), **arguments),
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("module", ["UnslothSFTTrainer", "unsloth.trainer"])
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_unsloths_own_collator_is_right_where_rows_come_out_of_it_as_they_are(
+    module: str, padding_free: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = masked(tokenizer)
+    trainer = unsloth_trainer(tokenizer, tmp_path, rows, module, padding_free=padding_free)
+    check = check_trainer(trainer, dataset=rows)
+    assert check.train_collator == "DataCollatorForLanguageModeling"
+    assert check.rows_compared == len(rows)
+
+
+def test_a_collator_of_ours_in_unsloths_trainer_is_found(tokenizer: Any, tmp_path: Path) -> None:
+    collator = StrictPromptMaskingCollator(tokenizer)
+    trainer = unsloth_trainer(tokenizer, tmp_path, masked(tokenizer), "UnslothSFTTrainer", data_collator=collator)
+    with pytest.raises(MaskingError, match="switches Unsloth's padding-free batches off") as caught:
+        check_trainer(trainer)
+    assert caught.value.code == "host_collator"
+
+
+def test_labels_that_unsloths_batches_lose_are_found(tokenizer: Any, tmp_path: Path) -> None:
+    """Rows without any, and a collator that takes the ids for labels."""
+    trainer = unsloth_trainer(tokenizer, tmp_path, masked(tokenizer), "UnslothSFTTrainer")
+    rows, trainer.train_dataset = trainer.train_dataset, trainer.train_dataset.remove_columns("labels")
+    with pytest.raises(MaskingError, match="have no labels"):
+        check_trainer(trainer)
+    trainer.train_dataset = rows
+    collate = trainer.data_collator
+
+    def forgets(rows: Any) -> Any:
+        batch = collate(rows)
+        return {**batch, "labels": batch["input_ids"].clone()}
+
+    trainer.data_collator = forgets
+    with pytest.raises(MaskingError, match="entries of `labels` differ") as caught:
+        check_trainer(trainer)
+    assert caught.value.code == "host_dataset"
+
+
+def test_a_module_whose_name_begins_alike_is_not_unsloths(tokenizer: Any, tmp_path: Path) -> None:
+    trainer = unsloth_trainer(tokenizer, tmp_path, masked(tokenizer), "unsloth_like.trainer")
+    with pytest.raises(MaskingError, match="collates with DataCollatorForLanguageModeling"):
+        check_trainer(trainer)
