@@ -129,6 +129,12 @@ LOOKED_UP = [
         ("gemma4", TWO_ANSWERS, "First.<turn|>\n<|turn>model\n", "Second.<turn|>"),
         ("gemma4_v5", TWO_ANSWERS, "First.<turn|>\n<|turn>model\n", "Second.<turn|>"),
         (
+            "gemma4",
+            [user("Paris?"), assistant("Let me see."), assistant("", tool_calls=[call({"city": "Paris"})])],
+            "Let me see.<turn|>\n<|turn>model\n",
+            '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>',
+        ),
+        (
             "gptoss",
             LOOKED_UP,
             '"21 degrees"<|end|><|start|>assistant',

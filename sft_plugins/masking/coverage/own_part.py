@@ -36,8 +36,23 @@ def own_part(renderer: ChatRenderer, conversation: Conversation, index: int, pro
     header = prompt[len(history) :] if prompt.startswith(history) else ""
     if header and header in between:
         return full[earlier + between.rindex(header) + len(header) :]
-    before, message = conversation.messages[index - 1], conversation.messages[index]
-    if before["role"] not in ("assistant", "tool") or message.get("tool_calls"):
+    if conversation.messages[index - 1]["role"] not in ("assistant", "tool"):
         return None
-    goes_on = full.startswith(history) and not full[len(history) : start].strip()
-    return full[start:] if goes_on or not between.strip() else None
+    if not conversation.messages[index].get("tool_calls"):
+        goes_on = full.startswith(history) and not full[len(history) : start].strip()
+        return full[start:] if goes_on or not between.strip() else None
+    opening = full[len(history) : start] if full.startswith(history) else ""
+    return full[len(history) :] if opening and opening == _opening(renderer, conversation, index) else None
+
+
+def _opening(renderer: ChatRenderer, conversation: Conversation, index: int) -> str:
+    """What the template writes in front of the call's name where the message answers the last question itself."""
+    asked = max((at + 1 for at in range(index) if conversation.messages[at]["role"] == "user"), default=0)
+    call = conversation.messages[index]
+    try:
+        prompt = renderer.render(conversation.messages[:asked], conversation, generation_prompt=True)
+        full = renderer.render([*conversation.messages[:asked], call], conversation, generation_prompt=False)
+    except MaskingError:  # no such conversation in this template
+        return ""
+    name = call["tool_calls"][0]["function"]["name"]
+    return full[len(prompt) :].partition(name)[0] if full.startswith(prompt) else ""

@@ -301,15 +301,30 @@ def rewritten_text(tokenizer: Any, row: dict[str, Any], k: int, prompt: str, ful
     text = None
     if header and header in between:
         text = full[earlier + between.rindex(header) + len(header) :]
-    elif (
-        messages[k - 1]["role"] in ("assistant", "tool")
-        and not messages[k].get("tool_calls")
-        and (not between.strip() or (full.startswith(history) and not full[len(history) : start].strip()))
+    elif messages[k - 1]["role"] in ("assistant", "tool") and messages[k].get("tool_calls"):
+        text = call_behind(tokenizer, row, k, full, history)
+    elif messages[k - 1]["role"] in ("assistant", "tool") and (
+        not between.strip() or (full.startswith(history) and not full[len(history) : start].strip())
     ):
         text = full[start:]
     if text is None or any(what in _REASONING for what in missing_pieces(messages[k], text)):
         return None
     return text
+
+
+def call_behind(tokenizer: Any, row: dict[str, Any], k: int, full: str, history: str) -> str | None:
+    """The call at `k` as the template writes it behind `history`, if it writes it so behind a question as well."""
+    messages = row["messages"]
+    question = [j for j in range(k) if messages[j]["role"] == "user"][-1:]
+    if not question or not full.startswith(history):
+        return None
+    asked = messages[: question[0] + 1]
+    prompt = render(tokenizer, asked, row, generation=True)
+    alone = render(tokenizer, [*asked, messages[k]], row, generation=False)
+    if not alone.startswith(prompt) or not alone[len(prompt) :].strip():
+        return None
+    called, behind = alone[len(prompt) :], full[len(history) :]
+    return behind if behind.startswith(called) or called.startswith(behind) else None
 
 
 def _marked(message: dict[str, Any], *, front: bool = False) -> bool:
