@@ -17,8 +17,8 @@ def causal_lm_of(model: nn.Module) -> nn.Module:
     """The causal language model inside `model`.
 
     Raises:
-        ContaminationError: `not_causal_lm`, `meta_device`, `prompt_learning`, `sharded`, `data_parallel` or
-            `context_parallel`, each of which makes packed rows inexact or the probe impossible.
+        ContaminationError: `not_causal_lm`, `meta_device`, `prompt_learning`, `row_adapter`, `sharded`,
+            `data_parallel` or `context_parallel`, each of which makes packed rows inexact or the probe impossible.
     """
     refuse_context_parallel()
     if not isinstance(model, nn.Module):
@@ -65,16 +65,28 @@ def _unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             for name, config in model.peft_config.items():
-                if getattr(config, "is_prompt_learning", False):
-                    raise _refusal(
-                        f"adapter {name!r} ({type(config).__name__}) puts virtual tokens before the row, "
-                        "where only its first document sees them",
-                        "prompt_learning",
-                        "{no_packing_or_lora:train without packing, or with LoRA}",
-                    )
+                _refuse_adapter(name, config)
             model = model.get_base_model()
         else:
             return model
+
+
+def _refuse_adapter(name: str, config: object) -> None:
+    """Raise for an adapter that makes something of the whole row, before the causal LM is called."""
+    where, remedy = (
+        f"adapter {name!r} ({type(config).__name__})",
+        "{no_packing_or_lora:train without packing, or with LoRA}",
+    )
+    if getattr(config, "is_prompt_learning", False):
+        what = "puts virtual tokens before the row, where only its first document sees them"
+        raise _refusal(f"{where} {what}", "prompt_learning", remedy)
+    what = ""
+    if getattr(config, "alora_invocation_tokens", None):
+        what = "begins where its invocation tokens stand last in the row, so that it is off for all documents before"
+    elif str(getattr(config, "peft_type", "")).upper().endswith("XLORA"):
+        what = "weighs its adapters in a forward of its own over the row, which no proof here covers"
+    if what:
+        raise _refusal(f"{where} {what}", "row_adapter", remedy)
 
 
 def refuse_context_parallel() -> None:

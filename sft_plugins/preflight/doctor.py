@@ -12,7 +12,6 @@ against the same thing; the model is left as it was.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
 
     Whatever the model's own code raises is a finding, not an error.
     """
-    from sft_plugins._models import causal_lm_of, lowest_precision
+    from sft_plugins._models import causal_lm_of
     from sft_plugins._preserve import untouched
     from sft_plugins.packing import isolate, reference_of, set_aside
 
@@ -132,11 +131,6 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
         lm = causal_lm_of(net)
     except ContaminationError as error:
         return Diagnosis(**about, ways=(), report=None, refusal=error.message, code=error.code, tolerance=None)
-    # Half precision may be off by more than a weak look ahead shows; what a twin sees does not depend on its precision.
-    if isinstance(model, Twin) and lowest_precision(net).itemsize < 4:
-        sharp = diagnose(Twin(copy.deepcopy(model.model).float(), model.cut))
-        if sharp.code == "not_causal":
-            return dataclasses.replace(sharp, **about, refusal=f"{sharp.refusal} (measured in float32)")
     try:
         with untouched(lm), set_aside(lm):
             reference = reference_of(lm)

@@ -2,34 +2,43 @@
 
 Invariant: under `untouched(model)` it leaves the model, its buffers and modes, and every random generator as they were.
 
-Two questions, asked of the model's own logits on made-up documents (lengths 7, 1, 12, 7, say):
-1. Does each document get in the packed row what it gets alone?   (catches wrong positions, masks, windows, states)
+Asked of the model's own logits on made-up documents (`proof/documents.py`):
+1. Does each document get in a packed row what it gets alone? In one row, in two, with special ids, in another order, and
+   with every limit that the configuration names on both sides (`proof/limits.py`).
 2. Does changing every other document leave the rest unchanged?   (catches leaks that are small in effect)
+3. Do the weights, and the embeddings of each token, get the gradients that they get from the documents alone?
 A control tells whether the experiment could have failed: changing one token must move later logits of its own document,
 and must not move earlier ones.
 
+In half precision, and with TF32 products, all of it runs in float32 arithmetic too (`proof/float32.py`), and 1 and 2 as the
+model computes: the one proves the code, the other the kernels. Where float32 cannot be had, what changes in 2 must be no
+larger than twice what separates a document alone from itself in a padded batch (root mean squares).
+
 Tolerance of 1, relative to the largest logit: in float32 1e-5, or 4 times what separates a document alone from the same
-document in an ordinary right-padded batch, if that is more, but never over 1e-4. In half precision, and in float32 with
-TF32 products, the same with 8 and 32 units of that type's rounding (`torch.finfo(dtype).eps`) for 1e-5 and 1e-4. Of 2:
-bit for bit, or, where a backend's sums run in another order (experts, batched documents), the same tolerance.
+document in an ordinary right-padded batch, if that is more, but never over 1e-4; in half precision 8 and 32 units of that
+type's rounding (`torch.finfo(dtype).eps`). Of 2: bit for bit, or, where a backend's sums run in another order (experts,
+batched documents), the same tolerance. Of 3: ten times that, relative to each weight's largest gradient.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from sft_plugins._models import lowest_precision
+from sft_plugins._models import is_sharded, lowest_precision
 from sft_plugins.errors import ContaminationError
-from sft_plugins.packing.isolation.boundaries import Boundaries
+from sft_plugins.packing.isolation.proof.compare import Measured, compare
+from sft_plugins.packing.isolation.proof.documents import documents_for
+from sft_plugins.packing.isolation.proof.float32 import HALF, in_float32
+from sft_plugins.packing.isolation.proof.limits import refuse_what_reads_the_place
+from sft_plugins.packing.isolation.proof.observe import FAILS, Observed, logits_of, observe
 
-_LONGEST_WINDOW = 64
-"""Windows and chunks up to this size are crossed by a document of the probe; longer ones would cost too much."""
+__all__ = ["Measured", "Reference", "entrance", "logits_of", "measure", "reference_of"]
 
 
 @dataclass(frozen=True)
@@ -37,44 +46,40 @@ class Reference:
     """What the model says about the documents run alone.
 
     Args:
-        documents: int64 [1, l] each.
-        others: the same documents with every token changed.
-        logits: float32 [l, V] each.
-        scale: largest logit.
-        effect: how much one token moves later logits of its own document, relative to `scale`.
-        tolerance: relative to `scale`.
-        run: what was called, and is to be called for comparison (see `entrance`).
+        model: the causal LM. run: what was called, and is to be called for comparison (see `entrance`).
+        own: in the model's own arithmetic. wide: in float32, where that is another one and could be had.
     """
 
-    documents: list[torch.Tensor]
-    others: list[torch.Tensor]
-    logits: list[torch.Tensor]
-    scale: float
-    effect: float
-    tolerance: float
-    notes: tuple[str, ...]
+    model: nn.Module
     run: nn.Module
+    own: Observed
+    wide: Observed | None
+    notes: tuple[str, ...]
 
+    @property
+    def documents(self) -> list[torch.Tensor]:
+        """int64 [1, l] each: the first row."""
+        return self.own.rows[0].documents
 
-@dataclass(frozen=True)
-class Measured:
-    """What the packed forward says, set against the reference.
+    @property
+    def logits(self) -> list[torch.Tensor]:
+        """float32 [l, V] each."""
+        return self.own.rows[0].logits
 
-    Args:
-        alone_delta: largest difference from a document run alone, relative to the largest logit.
-        perturbed_delta: largest change in a document when the others are changed, likewise.
-        leaked: tokens that changed by more than the tolerance when other documents did.
-        touched: tokens that changed at all.
-        tokens: tokens compared.
-        failure: why this is not isolation; None if it is.
-    """
+    @property
+    def scale(self) -> float:
+        """The largest logit."""
+        return self.own.scale
 
-    alone_delta: float
-    perturbed_delta: float
-    leaked: int
-    touched: int
-    tokens: int
-    failure: str | None
+    @property
+    def effect(self) -> float:
+        """How much one token moves later logits of its own document, relative to `scale`."""
+        return self.own.effect
+
+    @property
+    def tolerance(self) -> float:
+        """What counts as equal in the model's own arithmetic, relative to `scale`."""
+        return self.own.tolerance
 
 
 def entrance(model: nn.Module, lm: nn.Module) -> nn.Module:
@@ -112,143 +117,55 @@ def reference_of(model: nn.Module, *, run: nn.Module | None = None) -> Reference
 
     Raises:
         ContaminationError: `not_causal` if a token moves earlier logits; `probe_blind` if it moves no later ones;
-            `probe_failed` if the model cannot be run on token ids alone.
+            `row_dependent` if the configuration says that results follow the place in the row; `probe_failed` if the
+            model cannot be run on token ids alone.
     """
     run = model if run is None else run
-    device = next(model.parameters()).device
-    lengths, notes = _lengths(model)
-    ids = _ordinary_ids(model)
-    generator = torch.Generator().manual_seed(0)
-    documents, others = [], []
-    for length in lengths:
-        chosen = torch.randint(len(ids), (1, length), generator=generator)
-        shift = torch.randint(1, max(len(ids), 2), (1, length), generator=generator)
-        documents.append(ids[chosen].to(device))
-        others.append(ids[(chosen + shift) % len(ids)].to(device))
+    refuse_what_reads_the_place(model)
+    documents = documents_for(model)
+    coarse = _is_coarse(model)
+    notes: list[str] = []
+    wide = None
+    if coarse and is_sharded(model):
+        notes.append("not seen: what float32 arithmetic would show, since the weights are sharded")
+    elif coarse:
+        try:
+            wide = observe(model, run, documents, in_float32, whole=True, wide=True)
+        except (*FAILS, torch.OutOfMemoryError) as error:
+            if isinstance(error, ContaminationError):
+                raise
+            reason = str(error).splitlines()[0][:100] if str(error) else ""
+            notes.append(f"not seen: what float32 arithmetic would show ({type(error).__name__}: {reason})")
     try:
-        logits = [logits_of(run, {"input_ids": document})[0] for document in documents]
-        longest = int(np.argmax(lengths))
-        middle = lengths[longest] // 2
-        changed = documents[longest].clone()
-        changed[:, middle] = others[longest][:, middle]
-        moved = (logits_of(run, {"input_ids": changed})[0] - logits[longest]).abs()
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        own = observe(model, run, documents, nullcontext, whole=wide is None, wide=False)
+    except FAILS as error:
+        if isinstance(error, ContaminationError):
+            raise
         raise ContaminationError(
             f"{type(model).__name__} could not be run on a plain document: {type(error).__name__}: {error}",
             code="probe_failed",
             remedy="check that the model runs on input_ids alone, on the device it is on",
         ) from error
-    scale = max(float(one.abs().max()) for one in logits)
-    later = float(moved[middle + 1 :].max())
-    if not np.isfinite(scale) or scale == 0 or later == 0:
-        raise ContaminationError(
-            f"the logits of {type(model).__name__} do not depend on earlier tokens (largest logit {scale:.3g}), so no "
-            "leak could show",
-            code="probe_blind",
-            remedy="load trained weights, or initialise them, before isolating the model",
-        )
-    earlier, effect = float(moved[:middle].max()) / scale, later / scale
-    tolerance = _tolerance(model, run, documents, logits, scale)
-    if earlier > tolerance:
-        raise ContaminationError(
-            f"a token of {type(model).__name__} moves earlier logits by {earlier:.2g} of the largest logit",
-            code="not_causal",
-            remedy="only causal language models can be packed; set is_decoder or is_causal in the model's config",
-        )
-    return Reference(documents, others, logits, scale, effect, tolerance, tuple(notes), run)
+    return Reference(model, run, own, wide, tuple(notes) + (wide.notes if wide is not None else own.notes))
 
 
 def measure(reference: Reference) -> Measured:
-    """Run the packed row three times: as it is, with every second document changed, with the others changed."""
-    boundaries = Boundaries(np.array([document.shape[1] for document in reference.documents]))
-    packed = _split(reference.run, reference.documents, boundaries)
-    alone = [(a - b).abs().amax(-1) / reference.scale for a, b in zip(packed, reference.logits, strict=True)]
-    moved = []
-    for kept in (0, 1):
-        mixed = [
-            document if index % 2 == kept else other
-            for index, (document, other) in enumerate(zip(reference.documents, reference.others, strict=True))
-        ]
-        again = _split(reference.run, mixed, boundaries)
-        moved += [
-            (a - b).abs().amax(-1) / reference.scale for a, b in zip(again[kept::2], packed[kept::2], strict=True)
-        ]
-    # `nan > x` is False: a NaN must count as a difference.
-    worst_alone, changes = float(torch.cat(alone).nan_to_num(torch.inf).max()), torch.cat(moved).nan_to_num(torch.inf)
-    leaked, touched = int((changes > reference.tolerance).sum()), int((changes > 0).sum())
-    failure = None
-    if leaked:
-        failure = f"changing other documents moved the logits of {leaked} of {changes.numel()} tokens"
-    elif worst_alone > reference.tolerance:
-        failure = "documents get other logits packed than alone"
-    elif touched and reference.effect < 10 * reference.tolerance:
+    """Run the packed rows, in float32 first; what is reported is of the model's own arithmetic."""
+    wide = None if reference.wide is None else compare(reference.model, reference.run, reference.wide)
+    own = compare(reference.model, reference.run, reference.own)
+    if wide is not None and wide.failure is not None:
+        return dataclasses.replace(wide, failure=f"in float32 arithmetic {wide.failure}")
+    lost_in_rounding = own.touched and own.spread > 2 * reference.own.noise
+    if own.failure is None and wide is None and lost_in_rounding and _is_coarse(reference.model):
         failure = (
-            f"changing other documents moved {touched} tokens by rounding errors, and the weights are too weak for a "
-            f"leak to show beside them (a token moves later logits by {reference.effect:.2g})"
+            f"changing other documents moved {own.touched} tokens by {own.spread:.1e} in the mean, more than twice what "
+            f"another layout of the same document does ({reference.own.noise:.1e})"
         )
-    return Measured(worst_alone, float(changes.max()), leaked, touched, changes.numel(), failure)
+        return dataclasses.replace(own, failure=failure)
+    return own
 
 
-def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """float32 logits [B, T, V] of an ordinary forward, without autocast; a packed batch is passed as a host passes it."""
-    options = {} if "position_ids" in batch else {"use_cache": False}
-    with torch.autocast(batch["input_ids"].device.type, enabled=False):
-        output = model(**options | batch)
-    return (output.logits if hasattr(output, "logits") else output[0]).float()
-
-
-def _split(model: nn.Module, documents: list[torch.Tensor], boundaries: Boundaries) -> list[torch.Tensor]:
-    ids = torch.cat(documents, dim=1)
-    logits = logits_of(model, {"input_ids": ids, **boundaries.batch(ids.device)})[0]
-    return list(logits.split(boundaries.lengths.tolist()))
-
-
-def _lengths(model: nn.Module) -> tuple[list[int], list[str]]:
-    """Unequal, equal and single-token documents, the longest crossing every small window or chunk twice."""
-    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    names = ("sliding_window", "attention_chunk_size", "window_size", "local_attention_window", "attention_window_size")
-    windows = {name: getattr(text, name, None) for name in names}
-    sizes = {name: size for name, size in windows.items() if isinstance(size, int) and size > 0}
-    crossed = [size for size in sizes.values() if size <= _LONGEST_WINDOW]
-    longest = max([12, *(2 * size + 3 for size in crossed)])
-    notes = [
-        f"{name} = {size} is longer than the documents of the probe"
-        for name, size in sizes.items()
-        if size > _LONGEST_WINDOW
-    ]
-    return [7, 1, longest, 7, 5], notes
-
-
-def _ordinary_ids(model: nn.Module) -> torch.Tensor:
-    """Token ids without a meaning of their own for the model's code (padding, images …)."""
-    special: set[int] = set()
-    for config in (model.config, getattr(model.config, "text_config", None)):
-        for name, value in vars(config).items() if config is not None else ():
-            if name.endswith(("_token_id", "_token_index", "_token_ids")):
-                special |= {v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int)}
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = [i for i in range(min(vocabulary, 4096)) if i not in special]
-    return torch.tensor(ids if len(ids) > 1 else list(range(vocabulary)))
-
-
-def _tolerance(
-    model: nn.Module, run: nn.Module, documents: list[torch.Tensor], logits: list[torch.Tensor], scale: float
-) -> float:
-    """What may separate a document alone from itself in another layout; see the module's first lines."""
-    dtype, device = lowest_precision(model), documents[0].device
-    if dtype in (torch.float16, torch.bfloat16):
-        unit = torch.finfo(dtype).eps
-        least, most = 8 * unit, 32 * unit
-    elif device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
-        least, most = 8 * torch.finfo(torch.float16).eps, 32 * torch.finfo(torch.float16).eps
-    else:
-        least, most = 1e-5, 1e-4
-    longest = max(document.shape[1] for document in documents)
-    padded = torch.cat([nn.functional.pad(d, (0, longest - d.shape[1]), value=int(d[0, 0])) for d in documents])
-    mask = torch.stack([torch.arange(longest, device=device) < d.shape[1] for d in documents]).long()
-    try:
-        together = logits_of(run, {"input_ids": padded, "attention_mask": mask})
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
-        return least  # a model that takes no padded batch
-    noise = max(float((row[: len(one)] - one).abs().max()) for row, one in zip(together, logits, strict=True)) / scale
-    return min(max(least, 4 * noise), most) if np.isfinite(noise) else least
+def _is_coarse(model: nn.Module) -> bool:
+    """Whether the model computes so coarsely that a leak could pass for rounding."""
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    return lowest_precision(model) in HALF or (on_cuda and torch.backends.cuda.matmul.allow_tf32)

@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.kernels import Attend, Rule, per_document, varlen, varlen_supports
 from sft_plugins.packing.isolation.backends.naming import named_here
+from sft_plugins.packing.isolation.backends.temperature import of_the_document
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.frame import Call, Switch, current_boundaries
 
@@ -163,6 +164,7 @@ def block_diagonal_attention(
             f"{type(module).__name__} attends from {list(query.shape)} to {list(key.shape)}, "
             f"not within the {boundaries.tokens} tokens of the packed row"
         )
+    query = of_the_document(module, query, boundaries)
     special = {name: kwargs[name] for name in _OWN_CODE if kwargs.get(name) is not None}
     own = boundaries.scratch["own"]
     attend: Attend

@@ -1,0 +1,1 @@
+"""What the proof asks a model: which documents, at which limits, in which arithmetic, forward and backward."""
