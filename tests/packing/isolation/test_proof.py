@@ -15,7 +15,7 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from sft_plugins.packing.isolation.backends import varlen
 from sft_plugins.packing.isolation.backends.kernels import Rule
-from sft_plugins.packing.isolation.forward import current_boundaries
+from sft_plugins.packing.isolation.frame import current_boundaries
 from sft_plugins.packing.isolation.proof import float32
 from sft_plugins.packing.isolation.proof.limits import lowered
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed

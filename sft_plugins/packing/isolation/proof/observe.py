@@ -20,7 +20,7 @@ from sft_plugins.packing.isolation.proof.float32 import HALF
 from sft_plugins.packing.isolation.proof.gradients import Gradients, gradients_of, weighting
 from sft_plugins.packing.isolation.proof.limits import AFFORDABLE, LOWERED, lowered, onsets, windows
 
-FAILS = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError, NotImplementedError)
+FAILS = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError, NotImplementedError)
 """What model code raises where it does not take what it is given."""
 
 
