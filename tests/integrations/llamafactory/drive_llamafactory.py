@@ -3,7 +3,7 @@
     python drive_llamafactory.py jobs.json seen.json
 
 `jobs.json` is a list of `{"name": …, "train": configuration}`, of which every batch of the live data loader is kept, and of
-`{"name": …, "model": folder, "template": …, "rows": conversations}`, of which LLaMA-Factory's own ids and labels are.
+`{"name": …, "model": folder, "template": …, "formatting": …, "rows": conversations}`, of which its own ids and labels are.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def own_labels(job: dict[str, Any]) -> dict[str, Any]:
             "observation_tag": "tool", "function_tag": "function", "system_tag": "system"}  # fmt: skip
     made: list[Any] = []
     for row in job["rows"]:
-        attr = DatasetAttr("file", dataset_name="row", formatting="openai", messages="messages", **tags)
+        attr = DatasetAttr("file", dataset_name="row", formatting=job["formatting"], messages="messages", **tags)
         if row.get("tools"):
             attr.tools = "tools"
             row = {**row, "tools": json.dumps(row["tools"])}
