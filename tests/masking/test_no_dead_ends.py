@@ -116,9 +116,9 @@ def test_m35_an_answer_may_begin_as_the_prompts_tag_does(answer: str) -> None:
 TWO_ANSWERS = [user("Hello"), assistant("First."), assistant("Second.")]
 LOOKED_UP = [
     user("Paris?"),
-    assistant("", reasoning_content="Look it up.", tool_calls=[call({"city": "Paris"})]),
+    assistant("", thinking="Look it up.", tool_calls=[call({"city": "Paris"})]),
     tool("21 degrees"),
-    assistant("21 degrees.", reasoning_content="The tool says 21."),
+    assistant("21 degrees.", thinking="The tool says 21."),
 ]
 
 
@@ -189,6 +189,18 @@ def test_m36_reasoning_is_raised_inlined_or_dropped_as_asked() -> None:
     assert [text for _, text in spans(tokenizer, bare)] == ["42.<|eot_id|>"]
     assert report_of(tokenizer, {"messages": REASONED}, reasoning="inline").changes == {"reasoning_inlined": 1}
     assert report_of(tokenizer, {"messages": REASONED}, reasoning="drop").changes == {"reasoning_dropped": 1}
+
+
+@pytest.mark.parametrize(("thought", "answer"), [("42", "It is 42."), ("t", "a")])
+def test_m36_a_thought_that_stands_in_the_answer_as_well_is_no_rendered_one(thought: str, answer: str) -> None:
+    """M36: Llama 3 leaves it out all the same, though the turn holds its text ("t" is in `<|eot_id|>`)."""
+    tokenizer = tokenizer_for_template("llama3")
+    row = {"messages": [user("6 * 7?"), assistant(answer, reasoning_content=thought)]}
+    (made,) = PromptMasker(tokenizer, reasoning="inline").encode(row)
+    ((_, text),) = spans(tokenizer, [made])
+    assert text == f"<think>\n{thought}\n</think>\n\n{answer}<|eot_id|>"
+    assert report_of(tokenizer, row, reasoning="drop").changes == {"reasoning_dropped": 1}
+    assert 'reasoning="inline"' in (refusal(tokenizer, row).remedy or "")
 
 
 def test_m36_a_template_that_renders_reasoning_is_left_alone() -> None:

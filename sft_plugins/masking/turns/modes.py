@@ -18,12 +18,15 @@ from jinja2 import nodes
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.coverage.own_part import own_part
+from sft_plugins.masking.coverage.planting import plant
+from sft_plugins.masking.coverage.skeleton import Skeleton
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message, reasoning_texts
 from sft_plugins.masking.turns.reasoning import (
     continuation,
     first_difference,
     holds_reasoning,
+    may_stand_elsewhere,
     reasons,
     thought_at_end,
 )
@@ -143,6 +146,16 @@ class ModeTexts:
         text = self.text(mode, index)
         return text and own_part(self._renderer, self.conversation(mode), index, text.prompt, text.full)
 
+    def renders_reasoning(self, mode: Mode, index: int) -> bool:
+        """Whether the template writes the reasoning of the turn at `index`, shown with marks in place of all texts."""
+        planted = plant(self.conversation(mode), index + 1)
+        wanted = {n for n, slot in enumerate(planted.slots) if slot.owner == index and slot.what == "reasoning"}
+        try:
+            marked = self._renderer.render(planted.conversation.messages, planted.conversation, generation_prompt=False)
+        except MaskingError:  # the template looks at texts, and refuses the marks
+            return True
+        return wanted <= set(Skeleton.of(marked).order)
+
     def _derived(self, mode: Mode) -> dict[int, TurnText]:
         tail, texts = self._default.tails[0], self._texts[self._default.name]
         if not (mode.end_only and tail and all(text.prompt.endswith(tail) for text in texts.values())):
@@ -189,7 +202,7 @@ def choose_mode(texts: ModeTexts, modes: tuple[Mode, ...], index: int) -> Choice
         if text.full.startswith(text.prompt):
             choice = Choice(mode, text.prompt, text.full[len(text.prompt) :], text.full)
             first = first or choice
-            if not reasoned or holds_reasoning(choice.response, message):
+            if not reasoned or _holds_reasoning(texts, mode, index, choice.response):
                 found.append(choice)
     if len(found) > 1:
         found.sort(key=lambda one: (thought_at_end(one.prompt) == wrong, -texts.header(one.mode, index)))
@@ -210,6 +223,14 @@ def choose_mode(texts: ModeTexts, modes: tuple[Mode, ...], index: int) -> Choice
     raise _render_mismatch(default.prompt, default.full, message, index)
 
 
+def _holds_reasoning(texts: ModeTexts, mode: Mode, index: int, response: str) -> bool:
+    """Whether the response holds the turn's reasoning: by its text, or by its place where the text may stand elsewhere."""
+    message = texts.conversation(mode).messages[index]
+    return holds_reasoning(response, message) and (
+        not may_stand_elsewhere(message) or texts.renders_reasoning(mode, index)
+    )
+
+
 def _behind_its_header(texts: ModeTexts, mode: Mode, index: int, wrong: str) -> Choice | None:
     """The turn in `mode` where the template renders the history before it otherwise than the prompt does."""
     text = texts.text(mode, index)
@@ -217,7 +238,7 @@ def _behind_its_header(texts: ModeTexts, mode: Mode, index: int, wrong: str) -> 
         return None
     own = texts.own_part(mode, index)
     message = texts.conversation(mode).messages[index]
-    if own is None or (reasons(message) and not holds_reasoning(own, message)):
+    if own is None or (reasons(message) and not texts.renders_reasoning(mode, index)):
         return None
     return Choice(mode, text.prompt, own, text.prompt + own, ("continued",))
 

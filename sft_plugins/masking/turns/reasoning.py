@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 from sft_plugins.masking.examples.content import content_text
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import REASONING_KEYS, Message, reasoning_texts
+from sft_plugins.masking.examples.values import leaves
 
 Thought: TypeAlias = Literal["open", "closed", "none"]
 
@@ -27,6 +28,7 @@ _INLINE = [
     for opening, closing in _PAIRS
 ]
 _CLOSING = dict(_PAIRS)
+_SHORT = 16  # characters; longer ones are no word of a template
 _OPENING, _CLOSINGS = tuple(_CLOSING), tuple(_CLOSING.values())
 
 
@@ -108,6 +110,15 @@ def holds_reasoning(text: str, message: Message) -> bool:
     inline = inline_reasoning(message)
     parts = [*reasoning_texts(message), *([] if inline is None else [inline[0]])]
     return all(part.strip() in text for part in parts)
+
+
+def may_stand_elsewhere(message: Message) -> bool:
+    """Whether a text that holds the reasoning of the message may do so by its answer, its calls or a template's own words."""
+    inline = inline_reasoning(message)
+    answer = content_text(message.get("content")) if inline is None else inline[1]
+    others = [answer, *leaves(message.get("tool_calls"))]
+    parts = [part.strip() for part in (*reasoning_texts(message), *([] if inline is None else [inline[0]]))]
+    return any(len(part) < _SHORT or any(part in other for other in others) for part in parts)
 
 
 def inlined(conversation: Conversation, messages: Sequence[int]) -> Conversation:

@@ -606,7 +606,7 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [_without_none(v) for v in value if v is not None]
+        return [_without_none(v) for v in value]  # a list has no holes for columnar storage to fill
     return value
 
 
