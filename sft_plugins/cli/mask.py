@@ -82,6 +82,7 @@ def mask(
                 code="bad_option",
                 remedy="leave --max-length out: packed rows limit it.",
             )
+        output = output.resolve()  # `.`, and a link to a folder, too
         check_new_folder(output)  # before hours of work whose result could not be kept
         source = open_rows(data, split=split, limit=limit)
         refuse_packed(source.kind, data)
@@ -93,8 +94,10 @@ def mask(
         job = {
             "data": data_facts(data), "split": split, "limit": limit, "tokenizer, template or option": fingerprint
         }  # fmt: skip
-        unfinished = unfinished_folder(output.resolve(), job)
+        unfinished = unfinished_folder(output, job)
         masked, report = mask_with_bar(source, masker, out, folder=unfinished)
+        if not report.rows_out:
+            shutil.rmtree(unfinished, ignore_errors=True)  # so that other options find no other job's rows
         refuse_nothing_left(report, data)
         # A folder is named by its whole path: the trainer is started somewhere else.
         named = str(home(model).resolve()) if home(model).is_dir() else model

@@ -258,6 +258,18 @@ def test_what_an_interrupted_run_left_serves_no_other_job(
     assert (tmp_path / ".out.unfinished" / "masked-00001.arrow").is_file()  # not thrown away either
 
 
+def test_a_run_that_kept_no_row_stands_in_no_other_jobs_way(data: Path, model: Path, tmp_path: Path) -> None:
+    """All rows too long, then a line that cannot be read; and each time the same folder with what was mended."""
+    arguments = ("mask", data, "--model", model, "--output", tmp_path / "out")
+    assert "error [nothing_left]" in invoke(*arguments, "--pack", 4).stderr
+    text = data.read_text()
+    data.write_text(text + "{")
+    assert "error [bad_jsonl]" in invoke(*arguments).stderr
+    data.write_text(text)
+    assert invoke(*arguments, "--pack", 128).exit_code == 0
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "rows.jsonl"]
+
+
 @pytest.mark.parametrize("to", ["trl", "parquet"])
 def test_a_full_disk_while_rows_are_written_leaves_nothing_half_and_masking_is_kept(
     to: str, data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,6 +312,21 @@ def test_nothing_is_overwritten(data: Path, model: Path, tmp_path: Path) -> None
     assert done.exit_code == 2
     assert "error [output_exists]" in done.stderr
     assert [item.name for item in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_link_to_a_folder_is_followed_and_the_folder_that_one_is_in_is_refused(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is replaced as a whole: whoever stands in it would be left in a folder that is gone."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    run(data, model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert len(written(tmp_path / "real")["input_ids"]) == COUNT
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = invoke("mask", data, "--model", model, "--output", ".")
+    assert (done.exit_code, "is the folder that you are in" in done.stderr) == (2, True)
 
 
 def test_packed_rows_and_data_of_which_nothing_is_left_are_refused(model: Path, tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def check_new_folder(folder: Path) -> None:
         AssetError: `output_exists`, `unwritable`.
     """
     try:
+        if folder.resolve() == Path.cwd():  # the folder is replaced, and you would be left in one that is gone
+            raise AssetError(
+                f"--output {folder} is the folder that you are in.",
+                code="output_exists",
+                remedy="name a new folder in it.",
+            )
         if folder.is_dir() and any(folder.iterdir()):
             raise AssetError(
                 f"--output {folder} exists and is not empty.",

@@ -112,7 +112,7 @@ def unfinished_folder(target: Path, job: Mapping[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / _JOB
-        if file.is_file():
+        if file.is_file() and any(folder.glob("masked-*.arrow")):  # of a run that kept nothing, nothing can be lost
             found = json.loads(file.read_text(encoding="utf-8"))
             differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
             if differing:
