@@ -145,7 +145,9 @@ PACKING = [
     "Packed", "RowCost", "check_dealing", "check_isolation", "deal_rows", "even_rows", "isolate", "pack_dataset",
     "pack_stream", "plan_packs",
 ]  # fmt: skip
-COLLAPSE = ["DetectorConfig", "Finding", "ModeCollapseCallback", "Verdict", "load_prompts", "write_report"]
+COLLAPSE = [
+    "DetectorConfig", "Finding", "ModeCollapseCallback", "Softened", "Verdict", "load_prompts", "soften", "write_report",
+]  # fmt: skip
 TOP = [
     "BlockDiagonalPackingCollator", "ModeCollapseCallback", "PromptMasker", "StrictPromptMaskingCollator",
     "check_isolation", "check_masks", "isolate", "mask_dataset", "pack_dataset", "pack_stream", "plan_packs",

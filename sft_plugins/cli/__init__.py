@@ -19,6 +19,7 @@ _COMMANDS = (
     "mask",
     "doctor",
     "report",
+    "soften",
     "preflight",
     "demo",
 )

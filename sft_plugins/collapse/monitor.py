@@ -28,19 +28,16 @@ from sft_plugins.collapse.detect.detector import Detector
 from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Probe, Verdict
 from sft_plugins.collapse.distributed import Ranks
 from sft_plugins.collapse.history import SCHEMA, History, config_hash, plain, read_history
-from sft_plugins.collapse.options import WatchOptions, figures_hash
+from sft_plugins.collapse.options import WatchOptions, figures_hash, keep_asked
 from sft_plugins.collapse.probe import figures
-from sft_plugins.collapse.probe.baseline import Baseline, adapter_is_exact, load_baseline
-from sft_plugins.collapse.probe.embedder import hidden_states, resolve_embedder
+from sft_plugins.collapse.probe.baseline import Baseline
 from sft_plugins.collapse.probe.probe import Look, Prober
+from sft_plugins.collapse.start import Start
 from sft_plugins.errors import CollapseError
 
 __all__ = ["Monitor", "ProbeResult"]
 
 logger = logging.getLogger(__name__)
-
-_ADAPTER_EFFECT = 0.02
-"""More than rounding in bfloat16 makes of an adapter that does nothing (DoRA divides by a norm and multiplies by it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +91,9 @@ class Monitor:
             CollapseError: whatever would keep the watcher from watching.
         """
         before = self.ranks.from_first(self._earlier)
-        exact, why = adapter_is_exact(model)
+        start = Start(self.prober, ranks=self.ranks, folder=self.folder, step=self.start_step, say=self.say)
         with untouched(model, self.prober.tokenizer):
-            if exact:
-                exact, why = self._began_as_the_base(model, before)
-            self.prober.embedder, note = resolve_embedder(
-                options.embedder, model=model, tokenizer=self.prober.tokenizer, frozen_base=exact
-            )
-            if note:
-                self.say(f"collapse: {note}")
-            if options.embedder == "auto" and exact and self.prober.embedder is not None:
-                self.prober.fallback = hidden_states(model, self.prober.tokenizer)
-            taken, origin = self._baseline(model, options.baseline, exact=exact, why=why, before=before)
+            taken, origin = start.settle(model, embedder=options.embedder, baseline=options.baseline, before=before)
             self.base = self.prober.use_baseline(taken, self.config)
         taken = self.prober.baseline
         if taken is None:
@@ -124,6 +112,7 @@ class Monitor:
                 "an alarm worth trusting."
             )
         self._write_head(options.record(self.prober.prompts), taken, origin, before)
+        self._keep_asked(model, options)
         return {} if self.base is None else figures.flatten(figures.figures(self.base, None), {})
 
     @property
@@ -239,6 +228,14 @@ class Monitor:
         self._start_detector(found, self._probes)
         self._logs = [r for r in before if r["kind"] == "log"]
 
+    def _keep_asked(self, model: nn.Module, options: WatchOptions) -> None:
+        if self.history.path is None:  # nowhere to write, or another rank does
+            return
+        try:
+            keep_asked(self.history.path.parent, self.prober, options, self.config, model)
+        except (OSError, ValueError) as error:
+            self.say(f"collapse: what is asked cannot be kept ({error}); `sft-plugins soften` will not know it.")
+
     def _start_detector(self, baseline: Probe | None, probes: Sequence[Probe]) -> None:
         self.detector = Detector(baseline, config=self.config)
         for probe in sorted(probes, key=lambda probe: probe.step):
@@ -254,63 +251,6 @@ class Monitor:
         except CollapseError as error:
             self.say(f"collapse: the earlier history cannot be read, so it starts anew: {error}")
             return []
-
-    def _baseline(
-        self, model: nn.Module, choice: str | Path | None, *, exact: bool, why: str, before: list[dict[str, Any]]
-    ) -> tuple[Baseline | None, str]:
-        """The baseline and where it comes from, or None and why there is none."""
-        if choice is None:
-            return None, "baseline=None"
-        kind = "adapter_off" if exact else "train_begin"
-        fresh = exact or self.start_step == 0
-        identity = self.prober.identity(model, base_only=exact)
-        if not fresh:
-            del identity["model"]  # the model at hand is half trained
-        words = "the base model, adapter off" if exact else f"the model as training began ({why})"
-        if choice != "auto":
-            loaded = self.ranks.from_first(lambda: load_baseline(Path(choice), identity))
-            return dataclasses.replace(loaded, kind=kind), f"{words}; from {Path(choice).name}"
-        if not fresh:
-            return self.ranks.from_first(lambda: self._resumed(identity, before))
-        found = self.ranks.from_first(lambda: self._cached(identity))
-        if found is not None:
-            return dataclasses.replace(found, kind=kind), f"{words}; from the cache"
-        taken = self.prober.take_baseline(model, kind=kind, identity=identity)
-        if self.folder is not None and self.ranks.rank == 0:
-            taken.save(self.folder)
-        return taken, words
-
-    def _began_as_the_base(self, model: nn.Module, before: list[dict[str, Any]]) -> tuple[bool, str]:
-        """Whether the adapter changed nothing as training began, and if it did, in what words to say so."""
-        kinds = [r["baseline"]["kind"] for r in before if r["kind"] == "run" and r.get("baseline")]
-        if self.start_step:  # the adapter at hand is half trained; the run's earlier part has looked
-            return kinds[-1:] != ["train_begin"], "the adapter had changed the base before the run began"
-        mine = self.prober.adapter_effect(model)  # on every rank, for weights may be sharded
-        effect = self.ranks.from_first(lambda: mine)
-        return not effect > _ADAPTER_EFFECT, (
-            "the adapter changes the base already: it was trained before, or began as a part of the weights (PiSSA, say)"
-        )
-
-    def _cached(self, identity: dict[str, str]) -> Baseline | None:
-        path = None if self.folder is None else self.folder / f"baseline-{config_hash(identity)}.npz"
-        if path is None or not path.exists():
-            return None
-        try:
-            return load_baseline(path, identity)
-        except CollapseError as error:
-            self.say(f"collapse: {error}. The baseline is taken again.")
-            return None
-
-    def _resumed(self, identity: dict[str, str], before: list[dict[str, Any]]) -> tuple[Baseline | None, str]:
-        """A resumed full fine-tuning: the file its first part wrote, or nothing."""
-        keys = [r["baseline"]["key"] for r in before if r["kind"] == "run" and r.get("baseline")]
-        if self.folder is None or not keys:
-            return None, f"the run resumes at step {self.start_step} and its earlier part left no record of a baseline"
-        try:
-            loaded = load_baseline(self.folder / f"baseline-{keys[-1]}.npz", identity)
-        except CollapseError as error:
-            return None, f"the run resumes at step {self.start_step}, and {error.message}"
-        return dataclasses.replace(loaded, kind="train_begin"), "the model as training began; kept by the earlier part"
 
     def _usable(self, folder: Path | None) -> Path | None:
         def check() -> Path | None:

@@ -1,18 +1,27 @@
-"""What whoever trains has asked of the watch, checked once; as the history records it, and as much of it as decides figures."""
+"""What whoever trains has asked of the watch, checked once; as the history records it, as much of it as decides figures, and as
+`asked.json` keeps it beside the history, so that the same can be asked again after training.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft_plugins._files import whole_or_not_at_all
 from sft_plugins.collapse.detect.verdict import DetectorConfig
 from sft_plugins.collapse.history import config_hash, plain
+from sft_plugins.collapse.probe.probe import Prober
 from sft_plugins.collapse.probe.prompts import Prompt
 from sft_plugins.errors import CollapseError
 
-__all__ = ["WatchOptions", "figures_hash"]
+__all__ = ["ASKED", "WatchOptions", "figures_hash", "keep_asked", "read_asked"]
+
+ASKED = "asked.json"
+_ASKED_SCHEMA = 1
 
 ON_COLLAPSE = ("warn", "stop")
 _DECIDE_FIGURES = ("prompts", "samples_per_prompt", "max_new_tokens", "seed", "max_eval_pairs")
@@ -101,6 +110,51 @@ def figures_hash(run: Mapping[str, Any]) -> str:
     """
     config = run["config"]
     return config_hash([[config.get(name) for name in _DECIDE_FIGURES], run["embedder"], run["eval_pairs"]])
+
+
+def keep_asked(folder: Path, prober: Prober, options: WatchOptions, detector: DetectorConfig, model: Any) -> None:
+    """Write `asked.json` into `folder`: what `read_asked` gives back. Raises OSError."""
+    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), None)
+    asked = {
+        "schema": _ASKED_SCHEMA,
+        "model": getattr(model.config, "_name_or_path", None) or None,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "autocast": None if prober.autocast is None else str(prober.autocast).removeprefix("torch."),
+        "prompts": [{**prompt.row, "tag": prompt.tag} for prompt in prober.prompts],
+        "held_out": [[row.input_ids, row.labels] for row in prober.rows],
+        "samples_per_prompt": prober.k,
+        "max_new_tokens": prober.generation.max_new_tokens,
+        "stop_token_ids": list(prober.generation.eos_token_id or ()) or None,
+        "seed": prober.seed,
+        "patterns": prober.patterns,
+        "embedder": options.record(prober.prompts)["embedder"],
+        "detector": dataclasses.asdict(detector),
+    }
+    with whole_or_not_at_all(folder / ASKED) as draft:
+        draft.write_text(json.dumps(plain(asked), ensure_ascii=False, default=str), encoding="utf-8")
+
+
+def read_asked(folder: Path) -> dict[str, Any]:
+    """What `keep_asked` wrote into `folder`.
+
+    Raises:
+        CollapseError: `not_asked`, where there is none, or none that can be read.
+    """
+    path = folder / ASKED
+    remedy = "give the run of a training that was watched by this version; runs of 0.1.0 kept no record of what they were asked"
+    try:
+        asked = json.loads(path.read_text(encoding="utf-8"))
+        if asked["schema"] != _ASKED_SCHEMA:
+            raise ValueError(f"it has schema {asked['schema']}, this version reads {_ASKED_SCHEMA}")
+    except OSError as error:
+        raise CollapseError(
+            f"{folder} does not hold what the watch asked: {path.name}: {error.strerror or error}",
+            code="not_asked",
+            remedy=remedy,
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CollapseError(f"{path} cannot be read: {error}", code="not_asked", remedy=remedy) from error
+    return dict(asked)
 
 
 def _at_least(name: str, value: Any, least: int, why: str = "") -> None:

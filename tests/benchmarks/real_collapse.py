@@ -25,13 +25,14 @@ STEPS, EVERY, OPEN, CLOSED, SAMPLES, NEW_TOKENS = 18, 6, 8, 2, 4, 20
 FIGURES = ("diversity", "cross_similarity", "opening_share", "distinct_2", "entropy", "heldout_loss", "kl_base_now")
 
 
-def watched(name: str, rows: list[Row], folder: Path, *, steps: int) -> Path:
-    """Train on `rows` under watch; the history's path."""
+def watched(name: str, rows: list[Row], folder: Path, *, steps: int, held_out_rows: list[Row] | None = None) -> Path:
+    """Train on `rows` under watch and save the adapter; the history's path. Held out are rows of theirs, or of others."""
     transformers.set_seed(0)
     model, tokenizer = load_model()
     masker = PromptMasker(tokenizer, max_length=160, overflow="keep_turns", errors="drop")
     train_at, held_at = split_held_out(rows[:400], 16)
-    train, held_out = (mask_dataset(to_dataset([rows[i] for i in at]), masker).dataset for at in (train_at, held_at))
+    sides = [rows[i] for i in train_at], [(held_out_rows or rows)[i] for i in held_at]
+    train, held_out = (mask_dataset(to_dataset(side), masker).dataset for side in sides)
     prompts = load_prompts(None)
     chosen = [p for tag, n in (("open", OPEN), ("closed", CLOSED)) for p in [q for q in prompts if q.tag == tag][:n]]
     watch = ModeCollapseCallback(
@@ -44,7 +45,7 @@ def watched(name: str, rows: list[Row], folder: Path, *, steps: int) -> Path:
         output_dir=folder / name / "collapse",
         budget=None,  # minutes of training cannot pay for samples out of 3 % of them
     )
-    train_lora(
+    trained = train_lora(
         model,
         tokenizer,
         train,
@@ -55,6 +56,8 @@ def watched(name: str, rows: list[Row], folder: Path, *, steps: int) -> Path:
         console=Console(quiet=True),
         callbacks=[watch],
     )
+    trained.trainer.save_model(str(folder / name))
+    tokenizer.save_pretrained(str(folder / name))
     assert watch.history_path is not None
     return watch.history_path
 

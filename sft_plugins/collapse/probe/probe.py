@@ -24,6 +24,7 @@ from sft_plugins._preserve import adapter_off
 from sft_plugins.collapse.detect.comparison import unusable
 from sft_plugins.collapse.detect.verdict import DetectorConfig
 from sft_plugins.collapse.distributed import Ranks
+from sft_plugins.collapse.metrics.entropy import kl_from_cached
 from sft_plugins.collapse.metrics.homogeneity import most_informative_length
 from sft_plugins.collapse.metrics.per_prompt import Measures, measure
 from sft_plugins.collapse.metrics.reasoning import reasoning_in
@@ -154,6 +155,12 @@ class Prober:
         """`teacher_forcing.adapter_effect` after the first prompt, in the precision that training computes in."""
         with self._precision(model):
             return adapter_effect(model, self.encoded[0])
+
+    def surprise(self, model: nn.Module, baseline: Baseline) -> float:
+        """How much less likely `model` finds what the model of `baseline` answered than that one did, nats per token."""
+        with self._precision(model):
+            now = self._judge(model, self._frozen_rows(baseline.samples))
+        return kl_from_cached(-baseline.frozen.stats.nll, -now.stats.nll) or 0.0
 
     def take_baseline(self, model: nn.Module, *, kind: str, identity: dict[str, str]) -> Baseline:
         """Answers, vectors and token statistics of the model that training starts from."""

@@ -14,10 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PAGE", "PAPER", "Palette", "Series", "curve", "diversity_map", "path", "positions", "save_png", "to_svg"]
+__all__ = [
+    "PAGE",
+    "PAPER",
+    "Palette",
+    "Series",
+    "curve",
+    "diversity_map",
+    "frontier",
+    "path",
+    "positions",
+    "save_png",
+    "to_svg",
+]
 
 SIZE = (4.4, 2.9)
 Point = tuple[float, float]
+Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -51,9 +64,14 @@ class Series:
 
 
 def curve(
-    series: Sequence[Series], *, ylabel: str, colours: Palette, bands: Sequence[tuple[float, str, str]] = ()
+    series: Sequence[Series],
+    *,
+    ylabel: str,
+    colours: Palette,
+    bands: Sequence[tuple[float, str, str]] = (),
+    xlabel: str = "training step",
 ) -> Any:
-    """Lines over training steps. `bands` are levels `(value, words, role)` drawn across."""
+    """Lines over training steps, or over `xlabel`. `bands` are levels `(value, words, role)` drawn across."""
     figure, axes = _axes(colours)
     for value, words, role in bands:
         axes.axhline(value, color=getattr(colours, role), linewidth=1, linestyle=(0, (4, 3)))
@@ -66,8 +84,9 @@ def curve(
         if one.lo is not None and one.hi is not None:
             axes.fill_between(one.steps, one.lo, one.hi, color=colour, alpha=0.18, linewidth=0)
         axes.plot(one.steps, one.values, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=one.label)
-    axes.set_xlabel("training step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel(xlabel)
+    if xlabel == "training step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(ylabel)
     axes.margins(y=0.15)
     if len(series) > 1:
@@ -136,6 +155,40 @@ def path(walk: Sequence[tuple[int, float, float]], *, colours: Palette) -> Any:
     axes.set_xlabel("held-out loss (nats per token)")
     axes.set_ylabel("diversity kept")
     axes.margins(0.2)
+    return figure
+
+
+def frontier(
+    points: Sequence[tuple[str, Interval, Interval]],
+    *,
+    chosen: str | None,
+    limit: float,
+    band: tuple[float, str],
+    colours: Palette,
+) -> Any:
+    """Variety kept against held-out loss, a cross of intervals at each point: up is more varied, left is better.
+
+    Args:
+        points: name, `(value, lo, hi)` of the loss, the same of the variety kept.
+        chosen: the name of the point to take.
+        limit: the loss up to which nothing of training is given up; `band`: the lowest healthy variety, and its name.
+    """
+    figure, axes = _axes(colours)
+    axes.axvline(limit, color=colours.base, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axhline(band[0], color=colours.warn, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        band[1], (1, band[0]), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
+        ha="right", va="bottom", fontsize=8, color=colours.warn,
+    )  # fmt: skip
+    axes.plot([x[0] for _, x, _ in points], [y[0] for _, _, y in points], color=colours.base, linewidth=1)
+    for name, (x, x_lo, x_hi), (y, y_lo, y_hi) in points:
+        axes.plot([x_lo, x_hi], [y, y], color=colours.now, linewidth=1, alpha=0.5)
+        axes.plot([x, x], [y_lo, y_hi], color=colours.now, linewidth=1, alpha=0.5)
+        axes.plot([x], [y], marker="o", markersize=8 if name == chosen else 4, color=colours.now)
+        axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9, color=colours.ink)
+    axes.set_xlabel("held-out loss (nats per token)")
+    axes.set_ylabel("variety kept")
+    axes.margins(0.15)
     return figure
 
 

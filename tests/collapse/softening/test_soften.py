@@ -1,0 +1,399 @@
+"""`soften`: λ·BA to the bit on disk, the watch's own figures at each λ, and one clear error for what it cannot do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sft_plugins.collapse import ModeCollapseCallback, soften
+from sft_plugins.collapse.detect.bootstrap import Estimate
+from sft_plugins.collapse.history import read_history
+from sft_plugins.collapse.softening import soften as module
+from sft_plugins.collapse.softening.adapter import AdapterDial, read_config
+from sft_plugins.collapse.softening.tradeoff import Place, _recommend, checked_shares
+from sft_plugins.collapse.softening.weights import WeightsDial, interpolate
+from sft_plugins.errors import CollapseError
+from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fake_embedder, lora, rows, tiny_model, train
+
+IDS = [[5, 6, 7, 8, 9, 10], [40, 41, 42]]
+
+
+def saved_base(folder: Path, **changes: Any) -> Path:
+    """A tiny base model with its tokenizer on disk."""
+    tiny_model(dropout=0.0, **changes).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def adapted(folder: Path, base: Path, **options: Any) -> Path:
+    """A LoRA adapter with B drawn at random, saved."""
+    model = lora(AutoModelForCausalLM.from_pretrained(base), **options)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits_of(model: Any) -> list[torch.Tensor]:
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([ids])).logits for ids in IDS]
+
+
+def watched(folder: Path, base: Path, *, full: bool = False, **changes: Any) -> Path:
+    """A watched run in `folder`: its adapter (or its weights) saved as the trainer saves them."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    options = {**OPTIONS, "eval_pairs": rows(5, seed=9), "embedder": fake_embedder, "every_steps": 3, **changes}
+    watch = ModeCollapseCallback(byte_tokenizer(), PROMPTS, output_dir=folder / "collapse", **options)
+    trainer = train(model if full else lora(model), folder, callbacks=[watch])
+    trainer.save_model(str(folder))
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    return watched(tmp_path_factory.mktemp("run") / "lora", base)
+
+
+# --- λ·BA, exactly ----------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "alpha_pattern": {"alpha_pattern": {"v_proj": 7}, "lora_alpha": 6},
+    "rank_pattern": {"rank_pattern": {"q_proj": 2}, "lora_alpha": 5},
+    "rslora": {"use_rslora": True, "lora_alpha": 12},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "parameters": {"target_modules": [], "target_parameters": ["o_proj.weight"], "lora_dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("share", [0.75, 0.6])
+@pytest.mark.parametrize(
+    ("kind", "tied"), [*((kind, False) for kind in KINDS), ("modules_to_save", True), ("embedding", True)]
+)
+def test_what_is_written_is_that_share_of_the_adapter(tmp_path: Path, kind: str, share: float, tied: bool) -> None:
+    """Loaded with PEFT by itself, against W + λ·s·BA computed here in float64 from the files of the whole adapter."""
+    from peft import PeftModel
+
+    model = saved_base(tmp_path / "model", tie_word_embeddings=tied)
+    whole = adapted(tmp_path / "whole", model, **KINDS[kind])
+    dial = AdapterDial(AutoModelForCausalLM.from_pretrained(model), whole)
+    dial.write(share, tmp_path / "part")
+    errors = dial.check(share, tmp_path / "part", IDS)
+    assert errors["scale_error"] < 1e-15
+    got = logits_of(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(tmp_path / "part")))
+    want = logits_of(merged_by_hand(model, whole, share))
+    for one, other in zip(got, want, strict=True):
+        assert torch.allclose(one, other, atol=2e-5), float((one - other).abs().max())
+    as_trained = logits_of(merged_by_hand(model, whole, 1.0))
+    assert not torch.allclose(got[0], as_trained[0], atol=4e-4), "or λ = 1 would pass as well"
+    if kind != "modules_to_save":
+        assert (tmp_path / "part" / "adapter_model.safetensors").read_bytes() == (
+            whole / "adapter_model.safetensors"
+        ).read_bytes()
+
+
+def merged_by_hand(model: Path, adapter: Path, share: float) -> Any:
+    """The base with W + λ·s·BA in place of W: B, A, alpha and rank read from the adapter's files, no PEFT in between."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    if plain.config.tie_word_embeddings:  # an adapter moves one of two tied weights
+        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())
+    for key, value in tensors.items():
+        name = key.removeprefix("base_model.model.")
+        target, a = name, None
+        for part in (".lora_A.weight", ".lora_embedding_A"):
+            if name.endswith(part):
+                target, a = name.removesuffix(part), value.double()
+                b = tensors[key.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B")].double()
+        if a is None:
+            if ".lora_" not in name:
+                parameter = plain.get_parameter(name.replace(".base_layer", ""))
+                start = parameter.data.double()
+                parameter.data = (start + share * (value.double() - start)).float()
+            continue
+        last = target.rsplit(".", 1)[-1]
+        alpha = config["alpha_pattern"].get(last, config["lora_alpha"])
+        rank = config["rank_pattern"].get(last, config["r"])
+        scale = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
+        module = plain.get_submodule(target.removesuffix(".base_layer"))
+        delta = share * scale * (b @ a)
+        delta = delta.T if "embedding" in key else delta
+        module.weight.data = (module.weight.data.double() + delta).float()
+    return plain
+
+
+def test_the_scale_is_a_whole_number_wherever_it_can_be(tmp_path: Path, base: Path) -> None:
+    whole = adapted(tmp_path / "whole", base, lora_alpha=16, alpha_pattern={"v_proj": 7})
+    dial = AdapterDial(AutoModelForCausalLM.from_pretrained(base), whole)
+    dial.write(0.75, tmp_path / "part")
+    written = json.loads((tmp_path / "part" / "adapter_config.json").read_text())
+    assert (written["lora_alpha"], written["alpha_pattern"]) == (12, {"v_proj": 5.25})
+    assert isinstance(written["lora_alpha"], int)
+
+
+def test_turning_to_one_and_back_is_the_adapter_as_it_was(tmp_path: Path, base: Path) -> None:
+    whole = adapted(tmp_path / "whole", base, modules_to_save=["lm_head"])
+    dial = AdapterDial(AutoModelForCausalLM.from_pretrained(base), whole)
+    before = logits_of(dial.model)
+    dial.turn(0.0)
+    start = logits_of(AutoModelForCausalLM.from_pretrained(base))
+    assert all(torch.equal(a, b) for a, b in zip(logits_of(dial.model), start, strict=True))
+    dial.turn(0.3)
+    dial.turn(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(logits_of(dial.model), before, strict=True))
+
+
+def test_a_wrong_adapter_on_disk_is_found_by_the_check(tmp_path: Path, base: Path) -> None:
+    whole = adapted(tmp_path / "whole", base)
+    dial = AdapterDial(AutoModelForCausalLM.from_pretrained(base), whole)
+    dial.write(0.5, tmp_path / "part")
+    with pytest.raises(CollapseError, match="gives logits that differ") as caught:
+        dial.check(0.75, tmp_path / "part", IDS)
+    assert caught.value.code == "not_equal"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_between_two_weights_lies_what_float64_rounds_to(dtype: torch.dtype) -> None:
+    base, tuned = (torch.randn(1000, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
+    for share in (0.0, 0.25, 0.6, 1.0):
+        exact = base.double() + share * (tuned.double() - base.double())
+        assert torch.equal(interpolate(base, tuned, share), exact.to(dtype))
+    assert torch.equal(interpolate(base, tuned, 1.0), tuned)
+
+
+# --- the whole command on a run ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_measured_with_the_watchs_own_probe_and_baseline(run: Path, base: Path) -> None:
+    """At λ = 1 the figures are those of the run's last probe, to the bit; the baseline is the recorded one."""
+    before = {path.name for path in (run / "collapse").iterdir()}
+    found = soften(run, at=[0.5], embedder=fake_embedder)
+    last = [r for r in read_history(run / "collapse" / "history.jsonl") if r["kind"] == "probe"][-1]
+    first = found.tradeoff.places[0]
+    assert [place.share for place in found.tradeoff.places] == [1.0, 0.5]
+    assert first.diversity is not None
+    assert first.loss is not None
+    assert [first.diversity.value, first.diversity.lo, first.diversity.hi] == last["intervals"]["diversity_retained"]
+    assert first.loss.value == pytest.approx(last["heldout_loss"], rel=1e-6)
+    assert found.notes == ()
+    assert {path.name for path in (run / "collapse").iterdir()} == before, "no second baseline"
+    assert found.origin.endswith("from the cache")
+
+
+def test_the_softened_adapter_is_written_whole_and_nothing_is_overwritten(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    chosen(monkeypatch, 0.5)
+    target = tmp_path / "new" / "softened"
+    found = soften(run, at=[0.5], embedder=fake_embedder, output_dir=target)
+    assert found.output == target
+    assert found.check is not None
+    assert found.check["logits_error"] < 1e-4
+    config = json.loads((target / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == json.loads((run / "adapter_config.json").read_text())["lora_alpha"] / 2
+    assert (target / "tokenizer_config.json").is_file()
+    AutoPeftModelForCausalLM.from_pretrained(target)
+    with pytest.raises(CollapseError, match="nothing is overwritten") as caught:
+        soften(run, at=[0.5], output_dir=target)
+    assert caught.value.code == "output_exists"
+    monkeypatch.setattr(AdapterDial, "check", lambda *_: (_ for _ in ()).throw(RuntimeError("disk full")))
+    with pytest.raises(RuntimeError, match="disk full"):
+        soften(run, at=[0.5], embedder=fake_embedder, output_dir=tmp_path / "half")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"], "nothing half written is left"
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Whatever is measured, `share` is recommended."""
+    own = module.measure_tradeoff
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        return dataclasses.replace(own(*args, **kwargs), outcome="recommended", recommended=share)
+
+    monkeypatch.setattr(module, "measure_tradeoff", measured)
+
+
+def test_full_weights_are_softened_towards_their_base(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = watched(tmp_path / "full", base, full=True)
+    chosen(monkeypatch, 0.25)
+    found = soften(run, at=[0.25], embedder=fake_embedder)
+    assert found.kind == "full"
+    assert found.notes == (), "the base is bit for bit the run's own"
+    got = AutoModelForCausalLM.from_pretrained(run / "softened").state_dict()
+    start, end = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (base, run))
+    for name, value in got.items():
+        exact = start[name].double() + 0.25 * (end[name].double() - start[name].double())
+        assert torch.equal(value, exact.float()), name
+    assert any(not torch.equal(got[name], end[name]) for name in got)
+
+
+def test_weights_of_another_shape_have_no_way_back(tmp_path: Path, base: Path) -> None:
+    other = tiny_model(vocab_size=300)
+    with pytest.raises(
+        CollapseError, match=r"lm_head.weight is \(300, 32\) in .* and \(261, 32\) in the base"
+    ) as caught:
+        WeightsDial(AutoModelForCausalLM.from_pretrained(base), other, tmp_path)
+    assert caught.value.code == "wrong_base"
+
+
+def test_another_base_is_refused(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model = tiny_model(seed=3, dropout=0.0)
+    for parameter in model.parameters():
+        parameter.data *= 4  # far from the run's base, which hardly prefers any token
+    model.save_pretrained(other)
+    with pytest.raises(CollapseError, match="another model than the run's") as caught:
+        soften(run, base_model=other, embedder=fake_embedder)
+    assert caught.value.code == "wrong_base"
+
+
+# --- what is recommended ----------------------------------------------------------------------------------------------
+
+
+def at(share: float, *, healthy: bool, within: bool, level: str = "ok", loss: bool = True) -> Place:
+    figure = Estimate(1.0, 0.9, 1.1, 0.5, 8)
+    return Place(
+        share=share, loss=figure if loss else None, loss_change=None, diversity=figure, reasoning=None, forks=None,
+        level=level, codes=(), evidence=("why",), healthy=healthy, within=within,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("places", "outcome", "share"),
+    [
+        ([(1, True, True), (0.5, True, True)], "as_trained", 1.0),
+        ([(1, False, True), (0.75, False, True), (0.5, True, True), (0.25, True, True)], "recommended", 0.5),
+        ([(1, False, True), (0.75, True, False), (0.5, True, True)], "recommended", 0.5),
+        ([(1, False, True), (0.5, True, False)], "none", None),
+        ([(1, False, True), (0.5, False, True)], "none", None),
+    ],
+)
+def test_the_largest_healthy_share_at_no_more_loss_is_taken(
+    places: list[Any], outcome: str, share: float | None
+) -> None:
+    found = _recommend([at(s, healthy=h, within=w) for s, h, w in places])
+    assert found[:2] == (outcome, share)
+
+
+def test_without_sight_or_without_held_out_pairs_nothing_is_recommended() -> None:
+    assert _recommend([at(1, healthy=False, within=True, level="none")])[0] == "blind"
+    assert _recommend([at(1, healthy=True, within=False, loss=False)])[0] == "blind"
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), True, "a half"])
+def test_shares_outside_are_refused(share: Any) -> None:
+    with pytest.raises(CollapseError, match=r"expected numbers from 0 \(the base\) to 1") as caught:
+        checked_shares([0.5, share])
+    assert caught.value.code == "bad_share"
+
+
+def test_one_is_always_looked_at_and_nothing_twice() -> None:
+    assert checked_shares([0.5, 0.5, 0]) == (1.0, 0.5, 0.0)
+    assert checked_shares(None) == (1.0, 0.75, 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "words"),
+    [
+        ("missing", "no_run", "does not exist"),
+        ("file", "no_run", "is a file"),
+        ("empty", "no_run", "holds neither adapter_config.json nor weights"),
+        ("unwatched", "not_asked", "does not hold what the watch asked"),
+        ("asked cut", "not_asked", "cannot be read"),
+        ("config cut", "adapter_file", "adapter_config.json cannot be read"),
+        ("prompt tuning", "not_lora", "an adapter of type PROMPT_TUNING"),
+        ("dora", "lora_variant", "use_dora=True"),
+        ("pissa", "lora_variant", "init_lora_weights='pissa'"),
+        ("bias", "lora_variant", "bias='all'"),
+        ("new option", "lora_variant", "use_tomorrow=True"),
+        ("no weights", "adapter_file", "holds no weights"),
+        ("sharded", "adapter_file", "adapter_model-00001-of-00002.safetensors"),
+        ("cut", "adapter_file", "cannot be read"),
+        ("trained beside", "lora_variant", "holds weights beside the adapter's"),
+        ("other rank", "wrong_base", "does not fit"),
+        ("no base", "base_model", "cannot be loaded"),
+    ],
+)
+def test_what_is_no_softenable_run_is_said_so_and_left_alone(
+    run: Path, tmp_path: Path, spoil: str, code: str, words: str
+) -> None:
+    bad = tmp_path / "bad"
+    if spoil == "file":
+        bad.write_text("x")
+    elif spoil != "missing":
+        shutil.copytree(run, bad, ignore=shutil.ignore_patterns("checkpoint-*", "softened"))
+    config, weights, asked = (
+        bad / "adapter_config.json",
+        bad / "adapter_model.safetensors",
+        bad / "collapse" / "asked.json",
+    )
+    changes: dict[str, dict[str, Any]] = {
+        "prompt tuning": {"peft_type": "PROMPT_TUNING"}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"},
+        "bias": {"bias": "all"}, "new option": {"use_tomorrow": True}, "other rank": {"r": 3},
+    }  # fmt: skip
+    if spoil in changes:
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changes[spoil]}))
+    elif spoil == "empty":
+        config.unlink()
+        weights.unlink()
+    elif spoil == "unwatched":
+        asked.unlink()
+    elif spoil in ("asked cut", "config cut", "cut"):
+        path = {"asked cut": asked, "config cut": config, "cut": weights}[spoil]
+        path.write_bytes(path.read_bytes()[:-200])
+    elif spoil == "no weights":
+        weights.unlink()
+    elif spoil == "sharded":
+        weights.rename(bad / "adapter_model-00001-of-00002.safetensors")
+    elif spoil == "trained beside":
+        tensors = load_file(weights)
+        save_file(
+            {**tensors, "base_model.model.model.norm.weight": torch.zeros(32)}, weights, metadata={"format": "pt"}
+        )
+    elif spoil == "no base":
+        asked.write_text(json.dumps({**json.loads(asked.read_text()), "model": str(tmp_path / "gone")}))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(CollapseError, match=words) as caught:
+        soften(bad, embedder=fake_embedder)
+    assert caught.value.code == code
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_defaults_of_an_option_are_no_variant(tmp_path: Path) -> None:
+    """A configuration as PEFT writes it, every field in it, is plain LoRA."""
+    from peft import LoraConfig
+
+    LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]).save_pretrained(tmp_path)
+    assert read_config(tmp_path)["peft_type"] == "LORA"
+
+
+def test_a_ruler_of_ones_own_must_be_handed_over_again(run: Path) -> None:
+    with pytest.raises(CollapseError, match="a function of yours") as caught:
+        soften(run)
+    assert caught.value.code == "embedder"
