@@ -11,7 +11,6 @@ stops the run from starting with a watcher that cannot see.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import weakref
@@ -19,28 +18,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from sft_plugins._models import is_sharded
-from sft_plugins._preserve import untouched
 from sft_plugins.collapse.detect.verdict import DetectorConfig, Verdict
-from sft_plugins.collapse.distributed import Ranks, is_out_of_memory
 from sft_plugins.collapse.metrics.refusals import BUILTIN, boilerplate_patterns
-from sft_plugins.collapse.monitor import Monitor, ProbeResult
 from sft_plugins.collapse.options import WatchOptions
 from sft_plugins.collapse.probe.figures import PREFIX
-from sft_plugins.collapse.probe.probe import Prober
 from sft_plugins.collapse.probe.prompts import load_prompts
-from sft_plugins.collapse.schedule import Schedule
-from sft_plugins.collapse.trainer_log import Console, find_trainer, log_through
+from sft_plugins.collapse.session import Session
+from sft_plugins.collapse.trainer_log import find_trainer, log_through
 from sft_plugins.errors import CollapseError
 
 __all__ = ["ModeCollapseCallback"]
-
-logger = logging.getLogger(__name__)
-_HALVINGS = 3
 
 
 class ModeCollapseCallback(TrainerCallback):
@@ -132,13 +122,8 @@ class ModeCollapseCallback(TrainerCallback):
         self.prompts = load_prompts(prompts, tools=tools, chat_template_kwargs=chat_template_kwargs)
         self._tokenizer, self._clock = tokenizer, clock
         self._trainer: weakref.ref[Trainer] | None = None
-        self._monitor: Monitor | None = None
+        self._session: Session | None = None
         self._active = False
-        self._verdict: Verdict | None = None
-        self._schedule: Schedule
-        self._ranks: Ranks
-        self._console: Console
-        self._probed: dict[int, int] = {}
 
     def attach(self, trainer: Trainer) -> ModeCollapseCallback:
         """Hand over the trainer, and join its callbacks if not among them. Only needed where it cannot be found."""
@@ -150,12 +135,12 @@ class ModeCollapseCallback(TrainerCallback):
     @property
     def history_path(self) -> Path | None:
         """The run's JSONL file, once training has begun and where it can be written."""
-        return None if self._monitor is None else self._monitor.history.path
+        return None if self._session is None else self._session.monitor.history.path
 
     @property
     def verdict(self) -> Verdict | None:
         """The verdict after the last probe."""
-        return self._verdict
+        return None if self._session is None else self._session.verdict
 
     # --- events: (args, state, control) come by position, the rest by name ----------------------------------------
 
@@ -166,12 +151,9 @@ class ModeCollapseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
         self._find()
-        self._monitor, self._active, self._verdict = None, False, None
-        self._probed, began = {}, self._clock()
-        self._ranks = Ranks()
-        self._console = Console(self._ranks)
+        self._session, self._active = None, False
         try:
-            values = self._set_up(model, args, state, began)
+            session, values = self._set_up(model, args, state)
         except CollapseError:
             raise
         except Exception as error:
@@ -180,160 +162,56 @@ class ModeCollapseCallback(TrainerCallback):
                 code="setup",
                 remedy="training has not started; {no_watch:remove the callback}, or fix what is named here",
             ) from error
+        self._session, self._active = session, True
         self._log(control, values)
 
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, *, logs: Any = None, **_: Any
     ) -> None:
-        monitor = self._monitor
-        if self._active and monitor and logs and not any(name.startswith(PREFIX) for name in logs):
-            with self._schedule.paying(0):
-                self._guarded("log", state, lambda: monitor.trainer_logged(state.global_step, logs))
+        session = self._session
+        if self._active and session and logs and not any(name.startswith(PREFIX) for name in logs):
+            with session.schedule.paying(0):
+                session.guarded("log", state, lambda: session.monitor.trainer_logged(state.global_step, logs))
 
     def on_step_end(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
-        if not self._active:
+        session = self._session
+        if not self._active or session is None:
             return
         last = _is_last(state, control)
         # An evaluation of this very step comes next; looking after it puts its loss beside the probe's figures.
-        if not control.should_evaluate and (last or self._schedule.slot(state.global_step)):
-            self._look(state, control, model, final=last)
+        if not control.should_evaluate and (last or session.schedule.slot(state.global_step)):
+            session.look(state, control, model, final=last)
 
     def on_evaluate(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
-        if self._active and self._monitor is not None and state.global_step > self._monitor.start_step:
-            self._look(state, control, model, final=_is_last(state, control))
+        session = self._session
+        if self._active and session is not None and state.global_step > session.monitor.start_step:
+            session.look(state, control, model, final=_is_last(state, control))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **_: Any
     ) -> None:
-        if not self._active or self._monitor is None:
+        session = self._session
+        if not self._active or session is None:
             return
         step = _step_of_the_weights(args, state)
-        if step > self._monitor.start_step:
-            self._look(state, control, model, final=True, step=step)
+        if step > session.monitor.start_step:
+            session.look(state, control, model, final=True, step=step)
         if step != state.global_step:
-            self._console.say(
+            session.console.say(
                 f"collapse: the trainer has put the weights of step {step} back; the last look is at those."
             )
-        self._guarded("end", state, lambda: self._finish(state))
+        session.guarded("end", state, lambda: session.finish(state))
         self._active = False
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
-    def _set_up(self, model: Any, args: TrainingArguments, state: TrainerState, began: float) -> dict[str, float]:
-        first = self._ranks.rank == 0
-        if is_sharded(model):
-            raise CollapseError(
-                "the weights are divided among processes (FSDP or DeepSpeed ZeRO-3), and the watch looks at whole ones",
-                code="sharded",
-                remedy="train with DDP, or {no_watch:remove the callback}; training has not started",
-            )
-        if not self._tokenizer.chat_template:
-            self._console.say("collapse: the tokenizer has no chat template, so prompts are given as plain text.")
-        self._schedule = Schedule(
-            max_steps=state.max_steps,
-            every_steps=self._options.every_steps,
-            budget=self._options.budget,
-            start_step=state.global_step,
-            started=began,
-            clock=self._clock,
-        )
-        with untouched(model, self._tokenizer):
-            prober = Prober(
-                model,
-                self._tokenizer,
-                self.prompts,
-                ranks=self._ranks,
-                show=first and not args.disable_tqdm,
-                **self._options.of_probes,
-            )
-        prober.autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        monitor = Monitor(
-            prober,
-            ranks=self._ranks,
-            folder=Path(self._options.output_dir)
-            if self._options.output_dir
-            else Path(args.output_dir or ".") / "collapse",
-            step=state.global_step,
-            detector=self._options.detector,
-            say=self._console.say,
-        )
-        values = monitor.begin(model, options=self._options)
-        taken = prober.baseline
-        self._schedule.prepaid(
-            self._clock() - began, price=0.0 if taken is None else taken.seconds * prober.k / prober.k_base
-        )
-        self._monitor, self._active = monitor, True
-        return values
-
-    def _look(
-        self, state: TrainerState, control: TrainerControl, model: Any, *, final: bool, step: int | None = None
-    ) -> None:
-        """Probe as far as the budget allows, once per step and tier. `step` is the weights' own, the trainer's if left out."""
-        monitor = self._monitor
-        assert monitor is not None
-        step = state.global_step if step is None else step
-        tier = self._ranks.from_first(lambda: self._schedule.tier(step, final=final))
-        if tier == 1 and not monitor.reads:
-            tier = 0
-        self._schedule.pending = tier < 2
-        if tier <= self._probed.get(step, 0):
-            return
-        self._probed[step] = tier
-        with self._schedule.paying(tier):
-            result = self._guarded("probe", state, lambda: self._attempt(monitor, model, step, state, tier))
-        if result is None:
-            self._schedule.pending = True
-            return
-        self._verdict = result.verdict
-        self._guarded("log", state, lambda: self._log(control, result.values, step=step))
-        self._act(result, state, control)
-
-    def _attempt(self, monitor: Monitor, model: Any, step: int, state: TrainerState, tier: int) -> ProbeResult:
-        """The probe, with smaller batches where memory runs out; ranks agree on that, too."""
-        epoch = state.epoch if step == state.global_step else None
-        for _ in range(_HALVINGS):
-            try:
-                return monitor.probe(model, step=step, epoch=epoch, tier=tier)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                monitor.prober.shrink()
-            free_memory()
-        return monitor.probe(model, step=step, epoch=epoch, tier=tier)
-
-    def _act(self, result: ProbeResult, state: TrainerState, control: TrainerControl) -> None:
-        verdict = result.verdict
-        self._console.tell(result)
-        if verdict.level not in ("warn", "critical") or result.tier < 2:
-            return
-        if callable(self._options.on_collapse):
-            call = self._options.on_collapse
-            self._guarded("on_collapse", state, lambda: call(verdict))
-        elif self._options.on_collapse == "stop" and verdict.level == "critical":
-            self._console.say(f"collapse: training stops at step {result.step}, as on_collapse='stop' asks.")
-            control.should_training_stop = True
-
-    def _finish(self, state: TrainerState) -> None:
-        monitor = self._monitor
-        assert monitor is not None
-        if self._ranks.rank:
-            return
-        cost, step = self._schedule.summary(), state.global_step
-        monitor.history.append(
-            "end", step=step, cost=cost, budget=self._options.budget, kept=state.best_model_checkpoint
-        )
-        path = monitor.history.path
-        if self._options.report and path is not None:
-            from sft_plugins.collapse.report.page import write_report
-
-            with self._schedule.paying(0):
-                page = write_report(path, path.parent)
-            self._console.say(f"collapse: report in {page}")
-        self._console.tell_cost(self._schedule.summary(), self._options.budget)
+    def _set_up(self, model: Any, args: TrainingArguments, state: TrainerState) -> tuple[Session, dict[str, float]]:
+        session = Session(self._options, self._tokenizer, self.prompts, log=self._log, clock=self._clock)
+        return session, session.begin(model, args, state)
 
     def _find(self) -> None:
         if self._trainer is None or self._trainer() is None:
@@ -341,26 +219,14 @@ class ModeCollapseCallback(TrainerCallback):
             self._trainer = None if found is None else weakref.ref(found)
 
     def _log(self, control: TrainerControl, values: dict[str, float], *, step: int | None = None) -> None:
-        trainer = None if self._trainer is None else self._trainer()
-        if trainer is None:
-            self._console.say_once(
+        trainer, session = None if self._trainer is None else self._trainer(), self._session
+        if trainer is None and session is not None:
+            session.console.say_once(
                 "collapse: this host hides its trainer from callbacks, so figures go to the console and to "
                 "history.jsonl but not to its loggers. Call callback.attach(trainer) before trainer.train()."
             )
-        elif values:
+        elif trainer is not None and values:
             log_through(trainer, control, values, step=step)
-
-    def _guarded(self, stage: str, state: TrainerState, work: Callable[[], Any]) -> Any:
-        """`work()`, or None: after step 0 nothing that goes wrong here may end the training."""
-        try:
-            return work()
-        except Exception as error:
-            words = f"{type(error).__name__}: {error}"
-            logger.debug("collapse: %s failed", stage, exc_info=True)
-            self._console.say_once(f"collapse: {stage} failed at step {state.global_step}; training goes on. {words}")
-            if self._monitor is not None:
-                self._monitor.history.append("problem", step=state.global_step, stage=stage, message=words)
-            return None
 
 
 def _step_of_the_weights(args: TrainingArguments, state: TrainerState) -> int:
@@ -374,9 +240,3 @@ def _step_of_the_weights(args: TrainingArguments, state: TrainerState) -> int:
 
 def _is_last(state: TrainerState, control: TrainerControl) -> bool:
     return state.global_step >= state.max_steps or control.should_training_stop
-
-
-def free_memory() -> None:
-    """Hand cached blocks back, so that a smaller batch finds room."""
-    if torch.accelerator.is_available() and hasattr(torch.get_device_module(), "empty_cache"):
-        torch.get_device_module().empty_cache()

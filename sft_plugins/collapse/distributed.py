@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["ProbeError", "Ranks", "is_out_of_memory"]
+__all__ = ["ProbeError", "Ranks", "free_memory", "is_out_of_memory"]
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -87,3 +87,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, ProbeError):
         return error.out_of_memory
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
+
+
+def free_memory() -> None:
+    """Hand cached blocks back, so that a smaller batch finds room."""
+    if torch.accelerator.is_available() and hasattr(torch.get_device_module(), "empty_cache"):
+        torch.get_device_module().empty_cache()

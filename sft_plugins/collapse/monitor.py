@@ -100,10 +100,10 @@ class Monitor:
             self.say(f"collapse: no baseline: {origin}. Figures are logged, but nothing can be compared.")
         elif taken.problem is not None:
             self.say(f"collapse: the baseline cannot serve, so narrowing cannot be judged: {taken.problem}")
-        elif self.prober.out_of_range is not None:
+        elif self.prober.meaning.out_of_range is not None:
             self.say(
-                f"collapse: narrowing cannot be seen: {self.prober.out_of_range}. Pass embedder= the name of a multilingual "
-                "sentence-transformers model."
+                f"collapse: narrowing cannot be seen: {self.prober.meaning.out_of_range}. Pass embedder= the name of a "
+                "multilingual sentence-transformers model."
             )
         asked = sum(prompt.tag == "open" for prompt in self.prober.prompts)
         if taken is not None and asked < FEW_PROMPTS:
@@ -181,11 +181,10 @@ class Monitor:
     def _write_head(
         self, config: dict[str, Any], taken: Baseline | None, origin: str, before: list[dict[str, Any]]
     ) -> None:
-        ruler = self.prober.embedder
         head: dict[str, Any] = plain(
             {
                 "config": config,
-                "embedder": None if ruler is None else ruler.label,
+                "embedder": self.prober.meaning.label,
                 "eval_pairs": len(self.prober.rows),
             }
         )

@@ -131,7 +131,7 @@ def keep_asked(folder: Path, prober: Prober, options: WatchOptions, detector: De
         "detector": dataclasses.asdict(detector),
     }
     with whole_or_not_at_all(folder / ASKED) as draft:
-        draft.write_text(json.dumps(plain(asked), ensure_ascii=False, default=str), encoding="utf-8")
+        draft.write_text(json.dumps(plain(asked), default=str), encoding="utf-8")
 
 
 def read_asked(folder: Path) -> dict[str, Any]:

@@ -57,13 +57,13 @@ class Start:
         exact, why = adapter_is_exact(model)
         if exact:
             exact, why = self._began_as_the_base(model, before)
-        self.prober.embedder, note = resolve_embedder(
+        self.prober.meaning.embedder, note = resolve_embedder(
             embedder, model=model, tokenizer=self.prober.tokenizer, frozen_base=exact
         )
         if note:
             self.say(f"collapse: {note}")
-        if embedder == "auto" and exact and self.prober.embedder is not None:
-            self.prober.fallback = hidden_states(model, self.prober.tokenizer)
+        if embedder == "auto" and exact and self.prober.meaning.embedder is not None:
+            self.prober.meaning.fallback = hidden_states(model, self.prober.tokenizer)
         return self._baseline(model, baseline, exact=exact, why=why, before=before)
 
     def _baseline(

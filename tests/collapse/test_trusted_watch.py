@@ -37,6 +37,7 @@ from sft_plugins.collapse.probe.ruler import CONTRAST, Reading, out_of_range, re
 from sft_plugins.collapse.probe.sampling import stop_token_ids
 from sft_plugins.collapse.report.summary import summarise
 from sft_plugins.collapse.schedule import Schedule
+from sft_plugins.collapse.session import Session
 from sft_plugins.errors import CollapseError
 from sft_plugins.masking import PromptMasker
 from testkit.languages import TEXTS
@@ -371,13 +372,13 @@ def test_the_look_at_weights_put_back_is_recorded_at_their_step(
     monkeypatch.setattr(Schedule, "tier", lambda self, step, *, final=False: 2 if final else 0)
     watch = watcher(tmp_path / "w")
     measured: list[dict[str, torch.Tensor]] = []
-    own = watch._attempt
+    own = Session._attempt
 
-    def attempt(monitor: Any, model: Any, *rest: Any) -> Any:
+    def attempt(self: Session, monitor: Any, model: Any, *rest: Any) -> Any:
         measured.append({name: weight.detach().clone() for name, weight in model.state_dict().items()})
-        return own(monitor, model, *rest)
+        return own(self, monitor, model, *rest)
 
-    monkeypatch.setattr(watch, "_attempt", attempt)
+    monkeypatch.setattr(Session, "_attempt", attempt)
 
     class Worse(EarlyStoppingCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:

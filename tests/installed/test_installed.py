@@ -16,7 +16,7 @@ import sft_plugins
 from testkit.tokenizers import build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("inspect", "audit", "pack", "mask", "doctor", "report", "preflight", "demo")
+COMMANDS = ("inspect", "audit", "pack", "mask", "doctor", "report", "soften", "preflight", "demo")
 
 
 def tree() -> dict[str, Path]:

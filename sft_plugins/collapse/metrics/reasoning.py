@@ -7,7 +7,13 @@ prompt ends "…assistant\n" answer "<think>First, 2 + 2 …"       reasoning "F
 
 from __future__ import annotations
 
-__all__ = ["DELIMITERS", "reasoning_in"]
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["DELIMITERS", "reasoning_in", "reasoning_tokens"]
+
+_PROMPT_TAIL = 24
+"""Tokens of the prompt's end in which a block of reasoning may be opened."""
 
 DELIMITERS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, GLM, SmolLM3, …
@@ -43,3 +49,10 @@ def reasoning_in(prompt: str, answer: str) -> str:
         if reasoning := "\n".join(block for block in blocks if block):
             return reasoning
     return ""
+
+
+def reasoning_tokens(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
+    """Tokens of reasoning in an answer, 0 where there is none; `prompt` and `answer` are ids."""
+    tail = tokenizer.decode(list(prompt[-_PROMPT_TAIL:]), skip_special_tokens=False)
+    reasoning = reasoning_in(tail, tokenizer.decode(list(answer), skip_special_tokens=False))
+    return len(tokenizer(reasoning, add_special_tokens=False)["input_ids"]) if reasoning else 0

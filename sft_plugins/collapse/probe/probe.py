@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins._preserve import adapter_off
 from sft_plugins.collapse.detect.comparison import unusable
 from sft_plugins.collapse.detect.verdict import DetectorConfig
@@ -27,12 +26,12 @@ from sft_plugins.collapse.distributed import Ranks
 from sft_plugins.collapse.metrics.entropy import kl_from_cached
 from sft_plugins.collapse.metrics.homogeneity import most_informative_length
 from sft_plugins.collapse.metrics.per_prompt import Measures, measure
-from sft_plugins.collapse.metrics.reasoning import reasoning_in
+from sft_plugins.collapse.metrics.reasoning import reasoning_tokens
 from sft_plugins.collapse.metrics.refusals import BOILERPLATE
 from sft_plugins.collapse.probe.baseline import MIN_SAMPLES, Baseline, identity_of
-from sft_plugins.collapse.probe.embedder import Embedder
-from sft_plugins.collapse.probe.prompts import Prompt, encode_prompts, load_prompts
-from sft_plugins.collapse.probe.ruler import Reading, out_of_range, read_texts
+from sft_plugins.collapse.probe.meaning import Meaning
+from sft_plugins.collapse.probe.prompts import Prompt, encode_prompts
+from sft_plugins.collapse.probe.ruler import Reading
 from sft_plugins.collapse.probe.sampling import (
     Batch,
     Sample,
@@ -47,6 +46,7 @@ from sft_plugins.collapse.probe.teacher_forcing import (
     LabelledText,
     adapter_effect,
     eval_rows,
+    frozen_rows,
     judge_rows,
     plan_rows,
 )
@@ -54,9 +54,6 @@ from sft_plugins.errors import CollapseError
 from sft_plugins.masking import PromptMasker
 
 __all__ = ["Look", "Prober"]
-
-_FROZEN_PER_PROMPT = 2
-"""Baseline answers per prompt that are read again at every probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +117,9 @@ class Prober:
             self.rows = eval_rows(eval_pairs, masker, context=context, limit=max_eval_pairs)
         self.max_rows: int | None = None
         self.autocast: torch.dtype | None = None
-        self.embedder: Embedder | None = None
-        self.fallback: Embedder | None = None
-        self.reading: Reading | None = None
-        self.out_of_range: str | None = None
+        self.meaning = Meaning(self.ranks, seed=seed)
         self.baseline: Baseline | None = None
         self.information_length: int | None = None
-        self._english: float | None = None
 
     @property
     def k_base(self) -> int:
@@ -159,7 +152,7 @@ class Prober:
     def surprise(self, model: nn.Module, baseline: Baseline) -> float:
         """How much less likely `model` finds what the model of `baseline` answered than that one did, nats per token."""
         with self._precision(model):
-            now = self._judge(model, self._frozen_rows(baseline.samples))
+            now = self._judge(model, frozen_rows(baseline.samples, self.encoded))
         return kl_from_cached(-baseline.frozen.stats.nll, -now.stats.nll) or 0.0
 
     def take_baseline(self, model: nn.Module, *, kind: str, identity: dict[str, str]) -> Baseline:
@@ -167,9 +160,9 @@ class Prober:
         began = time.perf_counter()
         with self._precision(model), adapter_off(model) if kind == "adapter_off" else nullcontext():
             samples = self._sample(model, self.k_base, "collapse: baseline answers")
-            frozen = self._judge(model, self._frozen_rows(samples))
+            frozen = self._judge(model, frozen_rows(samples, self.encoded))
             held_out = self._judge(model, self.rows) if self.rows else None
-        embeddings = self._embed([s.text for s in samples])
+        embeddings = self.meaning.embed([s.text for s in samples])
         baseline = Baseline(
             kind=kind,
             identity=identity,
@@ -177,7 +170,7 @@ class Prober:
             frozen=frozen,
             held_out=held_out,
             embeddings=embeddings,
-            embedder=None if self.embedder is None else self.embedder.label,
+            embedder=self.meaning.label,
             seconds=time.perf_counter() - began,
         )
         bad = frozen if held_out is None else Judged.join([frozen, held_out])
@@ -194,14 +187,11 @@ class Prober:
         self.baseline = baseline
         if baseline is None:
             return None
-        baseline = self.baseline = self._with_ruler(baseline)
-        if self.out_of_range is not None and self.fallback is not None:
-            self.embedder, self.fallback = self.fallback, None
-            baseline = self.baseline = self._with_ruler(baseline)
-        tokens = self._by_prompt(baseline.samples, _without_stop)
+        baseline = self.baseline = self.meaning.settle(baseline)
+        tokens = self._by_prompt(baseline.samples, lambda s: s.without_stop)
         opened = [group[: self.k] for group, p in zip(tokens, self.prompts, strict=True) if p.tag == "open"]
         self.information_length = most_informative_length(opened, seed=self.seed) if opened else None
-        measures = self._measures(baseline.samples, None if self.out_of_range else baseline.embeddings)
+        measures = self._measures(baseline.samples, None if self.meaning.out_of_range else baseline.embeddings)
         self.baseline = dataclasses.replace(baseline, problem=unusable(measures, config=detector))
         return Look(
             tier=2,
@@ -209,48 +199,9 @@ class Prober:
             frozen=baseline.frozen,
             samples=baseline.samples,
             measures=measures,
-            reading=self.reading,
-            out_of_range=self.out_of_range,
+            reading=self.meaning.reading,
+            out_of_range=self.meaning.out_of_range,
         )
-
-    def _with_ruler(self, baseline: Baseline) -> Baseline:
-        """`baseline` with the vectors of the ruler at hand, whose range is found: whether it reads these answers, and what
-        the held-out pairs will teach.
-        """
-        label = None if self.embedder is None else self.embedder.label
-        texts = [s.text for s in baseline.samples]
-        if baseline.embedder != label:  # taken with another ruler
-            baseline = dataclasses.replace(baseline, embeddings=self._embed(texts), embedder=label)
-        self.reading = self.out_of_range = None
-        if self.embedder is None:
-            return baseline
-        centre = self._centre(baseline.embeddings)
-        english = None
-        if centre is None:
-            english = self._read([prompt.text for prompt in load_prompts()], None).different
-        self._english = english
-        self.reading = self._read(texts, centre)
-        self.out_of_range = out_of_range(self.reading, None, english=english, ruler=self.embedder.label)
-        return baseline
-
-    def _read(self, texts: Sequence[str], centre: np.ndarray | None) -> Reading:
-        assert self.embedder is not None
-        return read_texts(texts, self._embed, unknown=self.embedder.unknown, centre=centre, seed=self.seed)
-
-    def _centre(self, embeddings: np.ndarray | None) -> np.ndarray | None:
-        """What is taken off every vector before a cosine, where the ruler asks for it."""
-        return (
-            None if self.embedder is None or not self.embedder.centre or embeddings is None else embeddings.mean(axis=0)
-        )
-
-    def _in_range(self, samples: Sequence[Sample]) -> tuple[Reading | None, str | None]:
-        """How the ruler reads these answers, and why it cannot."""
-        if self.embedder is None or self.baseline is None or self.reading is None:
-            return None, None
-        if self.out_of_range is not None:
-            return None, self.out_of_range
-        reading = self._read([s.text for s in samples], self._centre(self.baseline.embeddings))
-        return reading, out_of_range(reading, self.reading, english=self._english, ruler=self.embedder.label)
 
     def look(self, model: nn.Module, tier: int) -> Look:
         """Tier 1, and with `tier=2` tier 2 as well."""
@@ -259,12 +210,12 @@ class Prober:
             held_out = self._judge(model, self.rows, against_base=against) if self.rows else None
             frozen = None
             if self.baseline is not None:
-                frozen = self._judge(model, self._frozen_rows(self.baseline.samples), against_base=against)
+                frozen = self._judge(model, frozen_rows(self.baseline.samples, self.encoded), against_base=against)
             if tier < 2:
                 return Look(tier=1, held_out=held_out, frozen=frozen)
             samples = self._sample(model, self.k, "collapse: answers")
-        reading, why = self._in_range(samples)
-        measures = self._measures(samples, None if why else self._embed([s.text for s in samples]))
+        reading, why = self.meaning.in_range([s.text for s in samples])
+        measures = self._measures(samples, None if why else self.meaning.embed([s.text for s in samples]))
         return Look(
             tier=2,
             held_out=held_out,
@@ -329,53 +280,25 @@ class Prober:
         )
         return Judged(stats, judged.row[order], judged.offset[order])
 
-    def _embed(self, texts: Sequence[str]) -> np.ndarray | None:
-        if self.embedder is None:
-            return None
-        encode = self.embedder.encode
-        batches = [texts[i : i + 64] for i in range(0, len(texts), 64)]
-        return np.concatenate(self.ranks.deal(batches, encode))
-
-    def _frozen_rows(self, samples: Sequence[Sample]) -> list[LabelledText]:
-        rows = []
-        for sample in samples:
-            if sample.index < _FROZEN_PER_PROMPT and sample.token_ids:
-                prompt = tuple(self.encoded[sample.prompt])
-                rows.append(LabelledText(prompt + sample.token_ids, (IGNORE_INDEX,) * len(prompt) + sample.token_ids))
-        return rows
-
-    def _reasoning_tokens(self, sample: Sample) -> int:
-        """Tokens of reasoning in an answer, 0 where there is none."""
-        read = self.tokenizer.decode
-        tail = read(self.encoded[sample.prompt][-_PROMPT_TAIL:], skip_special_tokens=False)
-        reasoning = reasoning_in(tail, read(list(sample.token_ids), skip_special_tokens=False))
-        return len(self.tokenizer(reasoning, add_special_tokens=False)["input_ids"]) if reasoning else 0
-
     def _measures(self, samples: Sequence[Sample], embeddings: np.ndarray | None) -> Measures:
         groups: list[np.ndarray] | None = None
         if embeddings is not None:
-            centre = self._centre(embeddings if self.baseline is None else self.baseline.embeddings)
+            centre = self.meaning.centre(embeddings if self.baseline is None else self.baseline.embeddings)
             if centre is not None:
                 embeddings = embeddings - centre
             owner = np.array([s.prompt for s in samples])
             groups = [embeddings[owner == p.id] for p in self.prompts]
         return measure(
             self._by_prompt(samples, lambda s: s.text),
-            self._by_prompt(samples, _without_stop),
+            self._by_prompt(samples, lambda s: s.without_stop),
             tags=[p.tag for p in self.prompts],
             embeddings=groups,
             truncated=self._by_prompt(samples, lambda s: s.truncated),
-            reasoning=self._by_prompt(samples, self._reasoning_tokens),
+            reasoning=self._by_prompt(
+                samples, lambda s: reasoning_tokens(self.tokenizer, self.encoded[s.prompt], s.token_ids)
+            ),
             equal_k=self.k,
             information_length=self.information_length,
             patterns=self.patterns,
             seed=self.seed,
         )
-
-
-_PROMPT_TAIL = 24
-"""Tokens of the prompt's end in which a block of reasoning may be opened."""
-
-
-def _without_stop(sample: Sample) -> tuple[int, ...]:
-    return sample.token_ids if sample.truncated else sample.token_ids[:-1]

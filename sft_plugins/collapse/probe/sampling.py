@@ -43,6 +43,11 @@ class Sample:
     truncated: bool
     seed: int
 
+    @property
+    def without_stop(self) -> tuple[int, ...]:
+        """`token_ids`, the stop token apart."""
+        return self.token_ids if self.truncated else self.token_ids[:-1]
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -24,13 +24,16 @@ from sft_plugins.collapse.metrics.entropy import (
     supervised_positions,
     token_statistics_from_logits,
 )
+from sft_plugins.collapse.probe.sampling import Sample
 from sft_plugins.errors import CollapseError
 from sft_plugins.masking import PromptMasker
 
-__all__ = ["Judged", "LabelledText", "eval_rows", "judge_rows", "plan_rows"]
+__all__ = ["Judged", "LabelledText", "eval_rows", "frozen_rows", "judge_rows", "plan_rows"]
 
 _LOGIT_BYTES = 2**29
 _ROW_TOKENS = 8192
+_FROZEN_PER_PROMPT = 2
+"""Baseline answers per prompt that are read again at every probe."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,16 @@ def eval_rows(pairs: Any, masker: PromptMasker, *, context: int | None, limit: i
             "eval_pairs is empty", code="no_eval_pairs", remedy="{no_heldout:pass pairs, or leave it None}"
         )
     return tuple(rows)
+
+
+def frozen_rows(samples: Sequence[Sample], encoded: Sequence[Sequence[int]]) -> list[LabelledText]:
+    """Some of the baseline's answers behind their prompts, `encoded` by prompt, as rows of which the answers are judged."""
+    rows = []
+    for sample in samples:
+        if sample.index < _FROZEN_PER_PROMPT and sample.token_ids:
+            prompt = tuple(encoded[sample.prompt])
+            rows.append(LabelledText(prompt + sample.token_ids, (IGNORE_INDEX,) * len(prompt) + sample.token_ids))
+    return rows
 
 
 def plan_rows(rows: Sequence[LabelledText], *, max_tokens: int = _ROW_TOKENS) -> list[tuple[int, ...]]:

@@ -17,8 +17,12 @@ from transformers import AutoModelForCausalLM
 from sft_plugins.collapse import ModeCollapseCallback, soften
 from sft_plugins.collapse.detect.bootstrap import Estimate
 from sft_plugins.collapse.history import read_history
+from sft_plugins.collapse.options import keep_asked, read_asked
+from sft_plugins.collapse.probe.probe import Prober
+from sft_plugins.collapse.probe.prompts import load_prompts
 from sft_plugins.collapse.softening import soften as module
 from sft_plugins.collapse.softening.adapter import AdapterDial, read_config
+from sft_plugins.collapse.softening.run import find_run
 from sft_plugins.collapse.softening.tradeoff import Place, _recommend, checked_shares
 from sft_plugins.collapse.softening.weights import WeightsDial, interpolate
 from sft_plugins.errors import CollapseError
@@ -397,3 +401,69 @@ def test_a_ruler_of_ones_own_must_be_handed_over_again(run: Path) -> None:
     with pytest.raises(CollapseError, match="a function of yours") as caught:
         soften(run)
     assert caught.value.code == "embedder"
+
+
+# --- inputs nobody has tried ------------------------------------------------------------------------------------------
+
+
+def test_the_record_of_what_was_asked_is_whole_or_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    """Prompts in six scripts and half a character come back as they were; a file cut at any byte is no record."""
+    texts = ["Erzähl!", "Расскажи.", "कहानी सुनाओ।", "讲个故事。", "เล่าเรื่อง", "ប្រាប់រឿង", "half \ud83d", "x\u2028y"]
+    made = [{"prompt": text, "tag": "closed" if i % 3 == 0 else "open"} for i, text in enumerate(texts)]
+    prober = Prober(tiny_model(), byte_tokenizer(), load_prompts(made), max_new_tokens=3, eval_pairs=rows(1, length=6))
+    options = ModeCollapseCallback(byte_tokenizer(), PROMPTS, embedder=None)._options
+    path = tmp_path / "asked.json"
+    keep_asked(tmp_path, prober, options, options.detector, tiny_model())
+    whole = path.read_bytes()
+    again = read_asked(tmp_path)
+    assert [p.text for p in load_prompts(again["prompts"])] == texts
+    assert [p.tag for p in load_prompts(again["prompts"])] == [row["tag"] for row in made]
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CollapseError) as caught:
+            read_asked(tmp_path)
+        assert caught.value.code == "not_asked"
+
+
+@pytest.mark.parametrize("cut", [0, 4, 9, 200, -1])
+def test_weights_cut_anywhere_are_one_error(tmp_path: Path, base: Path, cut: int) -> None:
+    whole = adapted(tmp_path / "whole", base)
+    path = whole / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CollapseError, match="cannot be read") as caught:
+        AdapterDial(AutoModelForCausalLM.from_pretrained(base), whole)
+    assert caught.value.code == "adapter_file"
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe{\x00", b"", b"null", b'{"r": 4}'])
+def test_a_configuration_that_is_none_is_one_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(CollapseError) as caught:
+        read_config(tmp_path)
+    assert caught.value.code in ("adapter_file", "not_lora")
+
+
+def test_pickled_and_half_precision_adapters_are_copied_as_they_are(tmp_path: Path, base: Path) -> None:
+    whole = adapted(tmp_path / "whole", base)
+    tensors = load_file(whole / "adapter_model.safetensors")
+    (whole / "adapter_model.safetensors").unlink()
+    torch.save({key: value.bfloat16() for key, value in tensors.items()}, whole / "adapter_model.bin")
+    dial = AdapterDial(AutoModelForCausalLM.from_pretrained(base), whole)
+    dial.write(0.6, tmp_path / "part")
+    assert (tmp_path / "part" / "adapter_model.bin").read_bytes() == (whole / "adapter_model.bin").read_bytes()
+    assert dial.check(0.6, tmp_path / "part", IDS)["logits_error"] < 1e-4
+
+
+def test_a_checkpoint_is_a_run_and_named_adapters_are_none(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "collapse", tmp_path / "out" / "collapse")
+    inner = tmp_path / "out" / "checkpoint-6"
+    inner.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(run / name, inner / name)
+    for place in (inner, tmp_path / "out"):
+        found = find_run(place)
+        assert (found.weights, found.watch, found.kind) == (inner, tmp_path / "out" / "collapse", "adapter")
+    inner.rename(tmp_path / "out" / "expert")
+    with pytest.raises(CollapseError, match="holds neither") as caught:
+        find_run(tmp_path / "out")
+    assert caught.value.code == "no_run"

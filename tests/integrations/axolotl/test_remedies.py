@@ -34,7 +34,7 @@ CORE = [*PACKAGE.glob("_*.py"), *(file for room in ROOMS for file in (PACKAGE / 
 # Where the errors come from that a run under Axolotl can end with.
 REACHED = {
     "formats", "messages", "labels", "turns", "overflow", "template", "apply", "deal_rows", "probe", "documents",
-    "_models", "_rows", "baseline", "callback", "embedder", "prompts", "teacher_forcing",
+    "_models", "_rows", "baseline", "callback", "session", "embedder", "prompts", "teacher_forcing",
 }  # fmt: skip
 # Never raised under the plug-in, and why.
 UNREACHED = {
