@@ -39,7 +39,8 @@ def soften(
         str | None, typer.Option(help="The model training started from, in place of the run's word.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the softened model goes; must not exist. Default: RUN/softened.")
+        Path | None,
+        typer.Option(help="Where the softened model goes; an empty folder, or none yet. Default: RUN/softened."),
     ] = None,
     watch: Annotated[
         Path | None, typer.Option(help="The folder of the watch's history. Default: RUN/collapse.")

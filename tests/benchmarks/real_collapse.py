@@ -25,7 +25,9 @@ STEPS, EVERY, OPEN, CLOSED, SAMPLES, NEW_TOKENS = 18, 6, 8, 2, 4, 20
 FIGURES = ("diversity", "cross_similarity", "opening_share", "distinct_2", "entropy", "heldout_loss", "kl_base_now")
 
 
-def watched(name: str, rows: list[Row], folder: Path, *, steps: int, held_out_rows: list[Row] | None = None) -> Path:
+def watched(
+    name: str, rows: list[Row], folder: Path, *, steps: int, every: int = EVERY, held_out_rows: list[Row] | None = None
+) -> Path:
     """Train on `rows` under watch and save the adapter; the history's path. Held out are rows of theirs, or of others."""
     transformers.set_seed(0)
     model, tokenizer = load_model()
@@ -39,7 +41,7 @@ def watched(name: str, rows: list[Row], folder: Path, *, steps: int, held_out_ro
         tokenizer,
         [{"messages": list(p.messages), "tag": p.tag} for p in chosen],
         eval_pairs=held_out.to_list(),
-        every_steps=EVERY,
+        every_steps=every,
         samples_per_prompt=SAMPLES,
         max_new_tokens=NEW_TOKENS,
         output_dir=folder / name / "collapse",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from real_collapse import STEPS, table, watched
+from real_collapse import table, watched
 
 from sft_plugins.cli.demo.assets import load_rows
 from sft_plugins.cli.demo.watching import same_answer_rows
@@ -20,7 +20,7 @@ from sft_plugins.collapse import SOFTENING_COLUMNS, soften, softening_page, soft
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", choices=("same-answer", "half-refusals"))
     options = parser.parse_args()
     rows = load_rows()
@@ -32,7 +32,7 @@ def main() -> None:
     for name, (made, held_out) in data.items():
         if options.only not in (None, name):
             continue
-        table(watched(name, made, options.folder, steps=options.steps, held_out_rows=held_out))
+        table(watched(name, made, options.folder, steps=options.steps, every=options.steps, held_out_rows=held_out))
         found = soften(options.folder / name, advance=print)
         (options.folder / name / "soften.html").write_text(softening_page(found), encoding="utf-8")
         print(f"\n| {' | '.join(SOFTENING_COLUMNS)} |\n" + "| --- " * len(SOFTENING_COLUMNS) + "|")

@@ -75,7 +75,7 @@ def soften(
         run: a training's output folder, watched by `ModeCollapseCallback`, or one of its checkpoints.
         at: shares λ in [0, 1]; 1, 3/4, 1/2 and 1/4 if left out. 1 is always among them.
         base_model: folder or hub id of the model that training started from; None for the one that the run names.
-        output_dir: for the softened model; None for `<run>/softened`. It must not exist.
+        output_dir: for the softened model; None for `<run>/softened`. An existing folder must be empty.
         watch: folder of the watch's history; None for `<run>/collapse`.
         embedder: what tells meanings apart, as for `ModeCollapseCallback`; None for what the run used.
         show: whether progress bars are shown.
@@ -91,9 +91,11 @@ def soften(
     shares = checked_shares(at)
     found = find_run(run, watch=watch)
     target = Path(output_dir) if output_dir is not None else found.folder / "softened"
-    if target.exists():
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CollapseError(
-            f"{target} exists; nothing is overwritten", code="output_exists", remedy="give another folder as --output"
+            f"{target} exists and is not empty; nothing is overwritten",
+            code="output_exists",
+            remedy="give another folder as --output",
         )
     notes: list[str] = []
     advance("loading the model")
