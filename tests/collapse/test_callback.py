@@ -132,7 +132,7 @@ def test_sharded_weights_are_refused_before_step_0(tmp_path: Path) -> None:
 STAGES = {
     "reading": (probe, "judge_rows"),
     "sampling": (probe, "sample_batch"),
-    "embedding": (probe.Prober, "_embed"),
+    "embedding": (probe.Meaning, "embed"),
     "measuring": (probe, "measure"),
     "judging": (monitor.Detector, "add"),
     "figures": (figures, "figures"),
