@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import Qwen2_5_VLTextConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
 from sft_plugins._preserve import untouched
 from sft_plugins.packing.isolation.apply import isolate
-from sft_plugins.packing.isolation.backends.rotary import looks_at_the_row, start_afresh
+from sft_plugins.packing.isolation.backends.rotary import PerDocument, looks_at_the_row, start_afresh
+from sft_plugins.packing.isolation.boundaries import Boundaries
 from testkit.isolation_oracle import Run, gap, make_documents, packed_batch, run_alone, run_packed
 from testkit.tiny_models import Tiny, build
 
@@ -130,3 +134,21 @@ def test_a_table_of_frequencies_that_ends_is_no_matter() -> None:
     expected = run_alone(tiny.model, documents)
     isolate(tiny.model)
     assert gap(expected, run_packed(tiny.model, documents)).logits <= 1e-5
+
+
+@pytest.mark.parametrize("rope_type", ["default", "dynamic"])
+def test_p19_positions_of_three_axes(rope_type: str) -> None:
+    """P19: the rotary of models that read images takes a position for each axis, in text three alike."""
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "mrope_section": [2, 1, 1], **SCALINGS[rope_type]}
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    config = Qwen2_5_VLTextConfig(**sizes, max_position_embeddings=ORIGINAL, rope_parameters=rope)
+    rotary = Qwen2_5_VLRotaryEmbedding(config)
+    start_afresh(rotary)
+    assert looks_at_the_row(rotary) == (rope_type == "dynamic")
+    boundaries = Boundaries(np.array([30, 10, 8]))
+    positions = boundaries.position_ids("cpu").expand(3, 1, 48)
+    packed, _ = PerDocument(rotary, lambda: boundaries)(torch.zeros(1, 48, 8), positions)
+    for start, length in zip(boundaries.starts, boundaries.lengths, strict=True):
+        fresh = Qwen2_5_VLRotaryEmbedding(config)
+        expected, _ = fresh(torch.zeros(1, length, 8), torch.arange(length).expand(3, 1, length))
+        assert torch.equal(packed[..., start : start + length, :], expected)

@@ -28,6 +28,7 @@ PADDED = "padded"
 """Key of `Boundaries.scratch`: lengths of the documents of each padded batch by its width, where `unpack` runs them."""
 
 _FURTHEST = 2**24
+_TAKES_IT_OTHERWISE = (IndexError, RuntimeError, ValueError, TypeError)
 
 Call = Callable[..., Any]
 
@@ -84,9 +85,9 @@ def per_document(model: nn.Module, current: Callable[[], Boundaries | None]) -> 
 def start_afresh(model: nn.Module) -> None:
     """Let every rotary module of `model` forget what it has grown to, as a position of 0 makes it do."""
     for module in model.modules():
-        if _is_rotary(module):
+        if _is_rotary(module) and "dynamic" in str(getattr(module, "rope_type", "")):
             for call in _calls(module, [0]):
-                module.forward(**call)
+                _said(lambda given, module=module: module.forward(**given), call)
 
 
 def looks_at_the_row(module: nn.Module) -> bool:
@@ -100,13 +101,21 @@ def _changes_beyond(module: nn.Module, limit: int) -> bool:
     near = list(range(min(4, limit)))
     try:
         for alone, beside in zip(_calls(module, near), _calls(module, [*near, limit + limit // 4 + 3]), strict=True):
-            said, again = (_tensors(_afresh(module, None, call)) for call in (alone, beside))
+            said, again = (_tensors(_said(functools.partial(_afresh, module, None), call)) for call in (alone, beside))
             for one, other in zip(said, again, strict=True):
                 if not torch.equal(one, other.narrow(_token_axis(other, len(near) + 1), 0, len(near))):
                     return True
-    except (IndexError, RuntimeError, ValueError):  # a table of frequencies that ends there, or positions of three axes
+    except _TAKES_IT_OTHERWISE:  # a table of frequencies that ends there
         return False
     return False
+
+
+def _said(run: Call, call: dict[str, Any]) -> Any:
+    """What a rotary says of plain positions, or, where it takes several axes of them (images), of three alike."""
+    try:
+        return run(call)
+    except _TAKES_IT_OTHERWISE:
+        return run(call | {"position_ids": call["position_ids"].expand(3, *call["position_ids"].shape)})
 
 
 def _afresh(module: nn.Module, previous: Call | None, call: dict[str, Any]) -> Any:
