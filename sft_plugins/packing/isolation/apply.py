@@ -22,7 +22,8 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.native import Native, has_linear_kernels, uses_flash_attention
 from sft_plugins.packing.isolation.backends.unpack import Unpack
 from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION, Varlen
-from sft_plugins.packing.isolation.forward import Backend, install, installed_backend
+from sft_plugins.packing.isolation.changes import proving
+from sft_plugins.packing.isolation.forward import Backend, install, installed_backend, proved
 from sft_plugins.packing.isolation.probe import Measured, Reference, entrance, measure, reference_of
 
 BACKENDS = ("auto", "varlen", "native", "unpack")
@@ -121,7 +122,7 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     lm = causal_lm_of(model)
     run = entrance(model, lm)
     rejected: list[str] = []
-    with untouched(lm), without_autocast(lm):
+    with untouched(lm), without_autocast(lm), proving():
         reference = reference_of(lm, run=run)
         for candidate in _candidates(lm, backend):
             undo = install(lm, candidate)
@@ -131,6 +132,7 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
                 undo()
                 raise
             if measured is not None:
+                proved(lm, _prove_again)
                 return _report(lm, candidate.name, reference, measured, tuple(rejected), started, undo)
             undo()
     raise ContaminationError(
@@ -154,7 +156,7 @@ def check_isolation(model: nn.Module) -> IsolationReport:
     backend = installed_backend(lm)
     name = "none" if backend is None else backend.name
     rejected: list[str] = []
-    with untouched(lm), without_autocast(lm):
+    with untouched(lm), without_autocast(lm), proving():
         reference = reference_of(lm, run=run)
         measured = _try(reference, rejected, name)
     if measured is None:
@@ -163,7 +165,19 @@ def check_isolation(model: nn.Module) -> IsolationReport:
             code="contaminated",
             remedy="call isolate(model)",
         )
+    proved(lm, _prove_again)
     return _report(lm, name, reference, measured, (), started, None)
+
+
+def _prove_again(lm: nn.Module) -> None:
+    try:
+        check_isolation(lm)
+    except ContaminationError as error:
+        raise ContaminationError(
+            f"the model was changed since it was isolated: {error.message}",
+            code=error.code,
+            remedy="call isolate(model) when all adapters are on it, or take off what was put on",
+        ) from error
 
 
 def _candidates(lm: nn.Module, backend: str) -> list[Backend]:

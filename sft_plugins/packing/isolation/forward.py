@@ -28,10 +28,11 @@ from torch import nn
 from sft_plugins._models import refuse_context_parallel
 from sft_plugins.packing.isolation.backends.rotary import PerDocument, per_document
 from sft_plugins.packing.isolation.boundaries import Boundaries, malformed
-from sft_plugins.packing.isolation.frame import Call, Frame, Switch, current_boundaries, current_frame, running
-from sft_plugins.packing.isolation.reading import refuse_other_names, take_boundaries
+from sft_plugins.packing.isolation.changes import Proof, refuse_prompt_learning, shape_of
+from sft_plugins.packing.isolation.frame import ENTRIES, Call, Frame, Switch, current_boundaries, current_frame, running
+from sft_plugins.packing.isolation.reading import CACHES, refuse_other_names, take_boundaries
 
-_MARK, _ENTRIES = "_sft_plugins_isolation", "_sft_plugins_entries"
+_MARK = "_sft_plugins_isolation"
 
 
 class Backend(Protocol):
@@ -53,6 +54,7 @@ class Layer:
     """One backend that `install` put on."""
 
     backend: Backend
+    proof: Proof | None = None
 
 
 class Entry:
@@ -62,8 +64,8 @@ class Entry:
     copy; a closure would go on calling the original.
     """
 
-    def __init__(self, module: nn.Module, layers: list[Layer], *, is_backbone: bool) -> None:
-        self.module, self.layers, self.is_backbone = module, layers, is_backbone
+    def __init__(self, module: nn.Module, model: nn.Module, layers: list[Layer]) -> None:
+        self.module, self.model, self.layers, self.is_backbone = module, model, layers, module is not model
         self.previous: Call | None = module.__dict__.get("forward")
         # Copies of the model keep it: a wrapper that was copied with them finds the copy's entry by it.
         self.key = uuid.uuid4().hex
@@ -98,7 +100,7 @@ class _Unbound:
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # By key: an entry that was put on since may stand outside of the wrapper that calls this.
-        if (entry := module.__dict__.get(_ENTRIES, {}).get(self.key)) is not None:
+        if (entry := module.__dict__.get(ENTRIES, {}).get(self.key)) is not None:
             return entry(*args, **kwargs)
         return (self.previous or type(module).forward.__get__(module))(*args, **kwargs)
 
@@ -122,12 +124,17 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rows, tokens = inputs.shape[:2] if inputs.ndim > 1 else (1, inputs.shape[0])
     boundaries = take_boundaries(arguments, rows=rows, tokens=tokens)
     if boundaries is None:
+        if arguments.get("input_ids") is None or any(arguments.get(name) is not None for name in CACHES):
+            refuse_prompt_learning()
         return entry.inner(*args, **kwargs)
     if inputs.ndim == 1:
         raise malformed(f"input_ids of a packed row have shape {[tokens]}, expected {[1, tokens]}")
     refuse_context_parallel()
+    layer = entry.layers[-1]
+    if layer.proof is not None:
+        layer.proof.renew(entry.model)
 
-    backend = entry.layers[-1].backend
+    backend = layer.backend
     if backend.keep_keys:
         arguments |= _accepted(signature, boundaries.keys(inputs.device))
     if not entry.is_backbone:
@@ -196,8 +203,8 @@ class _Place:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: list[Layer] = []
-        self.entries = [Entry(model, self.layers, is_backbone=False)]
-        self.entries += [Entry(module, self.layers, is_backbone=True) for module in backbones(model)]
+        self.entries = [Entry(model, model, self.layers)]
+        self.entries += [Entry(module, model, self.layers) for module in backbones(model)]
 
     def is_outermost(self) -> bool:
         """Whether nothing was put around an entry since."""
@@ -206,7 +213,7 @@ class _Place:
     def put_on(self) -> None:
         for entry in self.entries:
             entry.module.__dict__["forward"] = entry
-            entry.module.__dict__.setdefault(_ENTRIES, {})[entry.key] = entry
+            entry.module.__dict__.setdefault(ENTRIES, {})[entry.key] = entry
 
     def take_off(self) -> None:
         """Where a host has wrapped the forward since, an entry stays inside, and without layers passes all on."""
@@ -217,12 +224,12 @@ class _Place:
                     del values["forward"]
                 else:
                     values["forward"] = entry.previous
-            del values[_ENTRIES][entry.key]
-            for outer in values[_ENTRIES].values():
+            del values[ENTRIES][entry.key]
+            for outer in values[ENTRIES].values():
                 if outer.previous is entry:
                     outer.previous = entry.previous
-            if not values[_ENTRIES]:
-                del values[_ENTRIES]
+            if not values[ENTRIES]:
+                del values[ENTRIES]
 
 
 @dataclass(eq=False)
@@ -254,6 +261,13 @@ def installed_backend(model: nn.Module) -> Backend | None:
     stack: _Stack | None = model.__dict__.get(_MARK)
     layers = [] if stack is None else stack.places[-1].layers
     return layers[-1].backend if layers else None
+
+
+def proved(model: nn.Module, prove: Callable[[nn.Module], None]) -> None:
+    """Note that what is in charge of `model` was proved on it as it is now; `prove` does it again when it has changed."""
+    stack: _Stack | None = model.__dict__.get(_MARK)
+    if stack is not None:
+        stack.places[-1].layers[-1].proof = Proof(prove, shape_of(model))
 
 
 @contextmanager

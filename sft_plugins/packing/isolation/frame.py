@@ -22,6 +22,9 @@ from sft_plugins.packing.isolation.boundaries import Boundaries
 Call = Callable[..., Any]
 Switch = Callable[[], AbstractContextManager[None]]
 
+ENTRIES = "_sft_plugins_entries"
+"""Attribute of a module that `forward.install` put an entry on."""
+
 _CHECKPOINTS = ("_gradient_checkpointing_func", "checkpoint_fn")
 """What transformers' layers and torch's CheckpointWrapper call as function(run, *args, **kwargs)."""
 
@@ -39,6 +42,7 @@ class Frame:
     in_backbone: bool = False
 
     def __post_init__(self) -> None:
+        self.with_gradients = torch.is_grad_enabled()
         self._ids = {id(module) for module in self.modules}
 
     def holds(self, module: nn.Module) -> bool:
@@ -47,6 +51,7 @@ class Frame:
 
 
 _FRAME: ContextVar[Frame | None] = ContextVar("sft_plugins_packed_forward", default=None)
+_FOLLOWED: ContextVar[bool] = ContextVar("sft_plugins_followed_checkpoint", default=False)
 
 
 def current_frame() -> Frame | None:
@@ -58,6 +63,18 @@ def current_boundaries() -> Boundaries | None:
     """Boundaries of the packed forward in progress on this thread, recompute included; None in any other forward."""
     frame = _FRAME.get()
     return None if frame is None else frame.boundaries
+
+
+def recompute_leaves() -> bool:
+    """Whether what runs now is checkpointed by something that `running` does not follow: its recompute has no frame."""
+    frame = _FRAME.get()
+    if frame is None or not frame.with_gradients or _FOLLOWED.get():
+        return False
+    if not torch.is_grad_enabled():
+        return True  # the first run of a reentrant checkpoint
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks = None if top is None else top(True)
+    return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
 
 
 @contextmanager
@@ -119,11 +136,12 @@ def _checkpoints(module: nn.Module) -> Iterator[tuple[str, Call]]:
             yield name, functools.partial(_inside, checkpoint)
     # layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     by_hand = values.get("forward")
-    if isinstance(by_hand, functools.partial) and _is_checkpoint(by_hand.func):
+    if isinstance(by_hand, functools.partial) and is_checkpoint(by_hand.func):
         yield "forward", functools.partial(_inside, by_hand.func, *by_hand.args, **by_hand.keywords)
 
 
-def _is_checkpoint(function: Any) -> bool:
+def is_checkpoint(function: Any) -> bool:
+    """Whether `function` is torch's checkpointing, or ours around it."""
     return function is _inside or getattr(function, "__module__", None) == "torch.utils.checkpoint"
 
 
@@ -134,7 +152,11 @@ def _inside(checkpoint: Call, function: Call, *args: Any, **kwargs: Any) -> Any:
         return checkpoint(function, *args, **kwargs)
 
     def inside(*args: Any, **kwargs: Any) -> Any:
-        with _resumed(frame):
-            return function(*args, **kwargs)
+        token = _FOLLOWED.set(True)
+        try:
+            with _resumed(frame):
+                return function(*args, **kwargs)
+        finally:
+            _FOLLOWED.reset(token)
 
     return checkpoint(inside, *args, **kwargs)

@@ -32,7 +32,7 @@ _OTHER_NAMES = frozenset(
 )
 """What others call their boundaries. A forward that takes any argument would take these, and heed none of them."""
 
-_CACHES = ("cache", "past_key_values", "cache_params", "past_buckets_states", "mems", "state")
+CACHES = ("cache", "past_key_values", "cache_params", "past_buckets_states", "mems", "state")
 """What models call the past that a row goes on from; `cache` since transformers 5.24."""
 
 
@@ -71,7 +71,7 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
     """
     popped = {key: arguments.pop(key) for key in BOUNDARY_KEYS if key in arguments}
     given = {key: value for key, value in popped.items() if value is not None}
-    mask, cache = arguments.get("attention_mask"), [name for name in _CACHES if arguments.get(name) is not None]
+    mask, cache = arguments.get("attention_mask"), [name for name in CACHES if arguments.get(name) is not None]
     if not given and tokens == 1:
         return None  # generation's single tokens: one token is no two documents
     positions = _read_positions(arguments.get("position_ids"), rows, tokens)

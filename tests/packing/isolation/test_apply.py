@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 import sft_plugins.packing.isolation.apply as isolation
-from sft_plugins.errors import ContaminationError
+from sft_plugins.errors import ContaminationError, SFTPluginsError
 from sft_plugins.packing.isolation.apply import IsolationReport, check_isolation, isolate
 from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION
 from sft_plugins.packing.isolation.boundaries import Boundaries
@@ -480,12 +480,26 @@ def test_an_unknown_backend_is_refused_naming_the_known() -> None:
 
 
 def test_a_prompt_adapter_added_later_is_refused_in_the_forward() -> None:
-    """Virtual tokens lengthen the row: boundaries that no longer fit are refused, not read as they are."""
+    """Virtual tokens lengthen the row, and PEFT drops its positions: neither keys nor positions pass for ordinary."""
     tiny = build("llama")
     isolate(tiny.model)
     tuned = get_peft_model(tiny.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3))
-    with pytest.raises(Exception, match="cu_seq_lens_q must run from 0"):
-        tuned(**packed_batch(documents_of(tiny)))
+    batch = packed_batch(documents_of(tiny))
+    for given in (batch, {key: batch[key] for key in ("input_ids", "position_ids")}, {"input_ids": batch["input_ids"]}):
+        with pytest.raises(SFTPluginsError) as caught:
+            tuned(**given)
+        assert caught.value.code == ("boundaries" if "cu_seq_lens_q" in given else "prompt_learning")
+
+
+def test_prefix_tuning_added_later_is_refused_in_the_forward() -> None:
+    tiny = build("llama")
+    isolate(tiny.model)
+    tuned = get_peft_model(tiny.model, PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3))
+    batch = packed_batch(documents_of(tiny))
+    for given in ({key: batch[key] for key in ("input_ids", "position_ids")}, {"input_ids": batch["input_ids"]}):
+        with pytest.raises(ContaminationError) as caught:
+            tuned(**given)
+        assert caught.value.code in ("prompt_learning", "cache_with_boundaries")
 
 
 def test_candidates_start_with_the_models_own_kernels_where_it_has_them() -> None:

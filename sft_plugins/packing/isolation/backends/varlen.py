@@ -27,7 +27,7 @@ from sft_plugins.packing.isolation.backends.kernels import Attend, Rule, per_doc
 from sft_plugins.packing.isolation.backends.naming import named_here
 from sft_plugins.packing.isolation.backends.temperature import of_the_document
 from sft_plugins.packing.isolation.boundaries import Boundaries
-from sft_plugins.packing.isolation.frame import Call, Switch, current_boundaries
+from sft_plugins.packing.isolation.frame import Call, Switch, current_boundaries, recompute_leaves
 
 IMPLEMENTATION = "sft_plugins_varlen"
 
@@ -153,9 +153,18 @@ def block_diagonal_attention(
         ([B, T, H, Dv], None).
 
     Raises:
-        ContaminationError: `unsupported_attention`, where it cannot be cut into documents without guessing.
+        ContaminationError: `unsupported_attention`, where it cannot be cut into documents without guessing;
+            `recomputed_outside`, where its recompute could not be followed.
     """
     boundaries = _boundaries()
+    if recompute_leaves():
+        raise ContaminationError(
+            f"a layer around {type(module).__name__} is checkpointed in a way that would be recomputed outside its packed "
+            "forward, where its documents are not known",
+            code="recomputed_outside",
+            remedy="checkpoint layers with model.gradient_checkpointing_enable(), torch's checkpoint_wrapper or "
+            "functools.partial(torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False)",
+        )
     rule = _rule_from(attention_mask, module, kwargs, boundaries)
     if refused := [name for name in _REFUSED if kwargs.get(name) is not None]:
         raise _unsupported(f"{type(module).__name__} passes {', '.join(refused)}")
