@@ -163,7 +163,8 @@ def block_diagonal_attention(
             "forward, where its documents are not known",
             code="recomputed_outside",
             remedy="checkpoint layers with model.gradient_checkpointing_enable(), torch's checkpoint_wrapper or "
-            "functools.partial(torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False)",
+            "functools.partial(torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False), or isolate(model, "
+            "backend='unpack')",
         )
     rule = _rule_from(attention_mask, module, kwargs, boundaries)
     if refused := [name for name in _REFUSED if kwargs.get(name) is not None]:
