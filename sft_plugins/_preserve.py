@@ -83,12 +83,15 @@ def without_autocast(model: nn.Module) -> Iterator[None]:
     kinds = {parameter.device.type for parameter in model.parameters()}
     entered: list[ExitStack] = []
 
+    # A context that ends in another function than it began in cannot be compiled.
+    @torch.compiler.disable
     def enter(*_: Any) -> None:
         stack = ExitStack()
         for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
         entered.append(stack)
 
+    @torch.compiler.disable
     def leave(*_: Any) -> None:
         entered.pop().close()
 

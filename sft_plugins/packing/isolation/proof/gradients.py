@@ -44,7 +44,8 @@ def weighting(logits: torch.Tensor, seed: int) -> torch.Tensor:
 def gradients_of(model: nn.Module, value: Callable[[], torch.Tensor]) -> Gradients:
     """Gradients, by name, of the scalar that `value` computes."""
     weights = watched(model)
-    with torch.enable_grad(), _embeddings(model) as embedded:
+    # What a hook collects inside a compiled graph is not part of it, so the backward runs as plain code.
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), _embeddings(model) as embedded:
         scalar = value()
         states = [state for _, state in embedded]
         found = torch.autograd.grad(scalar, [*states, *weights.values()], allow_unused=True)
