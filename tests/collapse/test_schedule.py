@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sft_plugins.collapse import callback as module
+from sft_plugins.collapse import session as module
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.monitor import Monitor
 from sft_plugins.collapse.schedule import Schedule
