@@ -93,7 +93,12 @@ def pack(rows: Any, max_length: int, settings: PackingSettings, *, strict: bool,
         rows = rows.map(_first_label_off, desc="First labels")
     with in_yaml():
         packed, report = pack_dataset(
-            rows, max_length, unsupervised=settings.unsupervised, extra_columns="drop", seed=settings.seed
+            rows,
+            max_length,
+            unsupervised=settings.unsupervised,
+            extra_columns="drop",
+            seed=settings.seed,
+            share_prefixes=settings.share_prefixes,
         )
     LOG.info(
         f"sft-plugins packed the {name} rows: {report.documents:,} documents in {report.rows:,} rows, "

@@ -81,6 +81,7 @@ class PackingSettings(Section):
         by: `sft_plugins` packs rows of `sequence_len` tokens with best-fit decreasing; `axolotl` leaves packing to
             `sample_packing: true` and makes its batches exact; `auto` follows `sample_packing`.
         unsupervised: a row without any supervised token is an error (`raise`) or left out (`drop`).
+        share_prefixes: whether rows that begin alike are folded into trees, so that what they share is computed once.
         seed: shuffles rows of equal length, and the packed rows.
         deal: whether packed rows are trained in an order in which no rank waits for another (`deal_rows`, attention
             counted alone), the same in every epoch, instead of an order of each epoch's own.
@@ -88,6 +89,7 @@ class PackingSettings(Section):
 
     by: Literal["auto", "sft_plugins", "axolotl"] = "auto"
     unsupervised: Literal["raise", "drop"] = "raise"
+    share_prefixes: bool = False
     seed: int = 0
     deal: bool = False
 

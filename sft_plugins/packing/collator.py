@@ -26,6 +26,7 @@ from sft_plugins.errors import PackingError
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.forward import installed_backend
+from sft_plugins.packing.isolation.trees import TREE_KEYS, Trees
 
 ROWS = ("packed", "documents")
 
@@ -78,7 +79,8 @@ class BlockDiagonalPackingCollator:
                 remedy="leave pad_to_multiple_of out, or give the tokenizer a pad token",
             )
         lm = causal_lm_of(model)
-        report = isolate(model) if installed_backend(lm) is None else check_isolation(model)
+        prove = isolate if installed_backend(lm) is None else check_isolation
+        report = prove(model, share_prefixes=True)
         self.isolation = dataclasses.replace(report, _undo=None)
         self.rows, self.pad_to_multiple_of = rows, pad_to_multiple_of
         self.pad_token_id = pads[0] if pads else None
@@ -93,22 +95,26 @@ class BlockDiagonalPackingCollator:
                 raise error.at_row(row) from error
         if not read:
             raise PackingError("the batch has no rows", code="bad_schema")
-        ids, labels, lengths = (np.concatenate(parts) for parts in zip(*read, strict=True))
-        boundaries = Boundaries(lengths)
-        labels[boundaries.starts] = IGNORE_INDEX
+        ids, labels, lengths, depths, parents = (np.concatenate(parts) for parts in zip(*read, strict=True))
+        documents = [row[2].size for row in read]
+        parents += np.where(parents < 0, 0, np.repeat(np.cumsum(documents) - documents, documents))
+        labels[np.cumsum(lengths) - lengths] = IGNORE_INDEX
         self._check(ids, labels, [row[0].size for row in read])
         if self.pad_to_multiple_of is not None and (missing := -ids.size % self.pad_to_multiple_of):
             ids = np.append(ids, np.full(missing, self.pad_token_id))
             labels = np.append(labels, np.full(missing, IGNORE_INDEX))
-            boundaries = Boundaries(np.append(lengths, missing))
+            lengths, depths, parents = np.append(lengths, missing), np.append(depths, 0), np.append(parents, -1)
+        boundaries = Boundaries(lengths)
+        if (parents >= 0).any():
+            boundaries = Trees(lengths=lengths, depths=depths, parents=parents)
         return {
             "input_ids": torch.from_numpy(ids)[None],
             "labels": torch.from_numpy(labels)[None],
             **boundaries.batch("cpu"),
         }
 
-    def _read(self, feature: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 (ids, labels, lengths) of one row."""
+    def _read(self, feature: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+        """int64 (ids, labels, lengths, depths, parents) of one row."""
         if not isinstance(feature, Mapping):
             raise PackingError(
                 f"expected a mapping of columns, got {type(feature).__name__}",
@@ -130,7 +136,43 @@ class BlockDiagonalPackingCollator:
                 code="bad_schema",
                 remedy="cut the padding off; documents are told apart by seq_lengths",
             )
-        return ids, labels, self._lengths(feature, ids.size)
+        if TREE_KEYS[0] in feature or TREE_KEYS[1] in feature:
+            return ids, labels, *self._segments(feature, ids)
+        lengths = self._lengths(feature, ids.size)
+        return ids, labels, lengths, np.zeros_like(lengths), np.full_like(lengths, -1)
+
+    def _segments(self, feature: Mapping[str, Any], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 (lengths, depths, parents) of a row with the columns of trees; the lengths are those of its own tokens."""
+        if missing := [name for name in ("seq_lengths", *TREE_KEYS) if feature.get(name) is None]:
+            raise PackingError(
+                f"the row has no {' and no '.join(missing)}, so where its branches begin is lost",
+                code="bad_schema",
+                remedy="remove_unused_columns=False keeps the columns",
+            )
+        ends, depths, parents = (
+            integers(feature[name], name, PackingError).astype(np.int64) for name in ("seq_lengths", *TREE_KEYS)
+        )
+        if not ends.size == depths.size == parents.size:
+            raise length_mismatch("documents in seq_parents", parents.size, ends.size, PackingError)
+        lengths = document_lengths(ends - depths, ids.size, PackingError)
+        if (parents >= 0).any() or depths.any():
+            if not self.isolation.prefix_trees:
+                raise PackingError(
+                    "the row holds trees (`seq_parents`), and the model was not proved to keep their branches apart",
+                    code="prefix_trees",
+                    remedy="pack with share_prefixes=False; the notes of the isolation report say what stands against trees",
+                )
+            trees = Trees(lengths=lengths, depths=depths, parents=parents)
+            forks = np.flatnonzero(parents >= 0)
+            repeated = np.array([trees.paths()[parents[fork]][depths[fork]] for fork in forks])
+            if (wrong := ids[trees.starts[forks]] != ids[repeated]).any():
+                raise PackingError(
+                    f"document {forks[np.argmax(wrong)]} does not begin with the token of document "
+                    f"{parents[forks][np.argmax(wrong)]} at which it branches",
+                    code="boundaries",
+                    remedy="take the rows as pack_dataset made them",
+                )
+        return lengths, depths, parents
 
     def _lengths(self, feature: Mapping[str, Any], size: int) -> np.ndarray:
         if self.rows == "documents":
@@ -142,12 +184,6 @@ class BlockDiagonalPackingCollator:
                 f"the row has no `seq_lengths`, so where its documents end is lost; found {', '.join(feature)}",
                 code="bad_schema",
                 remedy="remove_unused_columns=False keeps the column; rows='documents' takes single documents",
-            )
-        if feature.get("seq_parents") is not None and np.any(np.asarray(feature["seq_parents"]) >= 0):
-            raise PackingError(
-                "the row holds trees (`seq_parents`), whose branches see the path to their fork, and no backend attends so",
-                code="prefix_trees",
-                remedy="pack with share_prefixes=False",
             )
         return document_lengths(feature["seq_lengths"], size, PackingError)
 

@@ -25,6 +25,7 @@ from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION, Varlen
 from sft_plugins.packing.isolation.changes import proving
 from sft_plugins.packing.isolation.forward import Backend, install, installed_backend, proved
 from sft_plugins.packing.isolation.probe import Measured, Reference, entrance, measure, reference_of
+from sft_plugins.packing.isolation.proof.trees import against_trees
 
 BACKENDS = ("auto", "varlen", "native", "unpack")
 
@@ -47,8 +48,9 @@ class IsolationReport:
         leaked: tokens that changed by more than `tolerance` then.
         tolerance: what counts as equal; see `probe`.
         effect: how much a token moves later logits of its own document: what a leak would look like.
-        notes: what the probe did not cover, and why faster backends were passed over.
+        notes: what the probe did not cover, what stands against trees, and why faster backends were passed over.
         seconds: time taken by setting up and proving.
+        prefix_trees: whether rows of trees (`pack_dataset(share_prefixes=True)`) were proved exact too.
     """
 
     backend: str
@@ -65,6 +67,7 @@ class IsolationReport:
     effect: float
     notes: tuple[str, ...]
     seconds: float
+    prefix_trees: bool = False
     _undo: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def undo(self) -> None:
@@ -98,7 +101,7 @@ class IsolationReport:
         return "\n".join(lines + [f"  note            {note}" for note in self.notes])
 
 
-def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
+def isolate(model: nn.Module, *, backend: str = "auto", share_prefixes: bool = False) -> IsolationReport:
     """Make packed rows exact for `model`, and prove it.
 
     After this, in every forward with document boundaries (`cu_seq_lens_q/k`, `seq_idx` or restarting `position_ids`)
@@ -111,6 +114,8 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
             is in charge until it is undone.
         backend: `auto` takes the first that passes the probe of `native` (where the model's own kernels may do it),
             `varlen`, `unpack`.
+        share_prefixes: prove rows of trees too. The report's `prefix_trees` says whether they are exact; where they are not,
+            a note says why, and a forward that is given one raises.
 
     Raises:
         ContaminationError: `contaminated`, if no backend passes; other codes for models that cannot be packed.
@@ -128,12 +133,13 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
             undo = install(lm, candidate)
             try:
                 measured = _try(reference, rejected, candidate.name)
+                if measured is not None:
+                    proved(lm, _prove_again)
+                    found = _report(lm, candidate.name, reference, measured, tuple(rejected), started, undo)
+                    return _with_trees(found, candidate, reference) if share_prefixes else found
             except BaseException:
                 undo()
                 raise
-            if measured is not None:
-                proved(lm, _prove_again)
-                return _report(lm, candidate.name, reference, measured, tuple(rejected), started, undo)
             undo()
     raise ContaminationError(
         f"no backend isolates the documents of {type(lm).__name__}: " + "; ".join(rejected),
@@ -144,8 +150,11 @@ def isolate(model: nn.Module, *, backend: str = "auto") -> IsolationReport:
     )
 
 
-def check_isolation(model: nn.Module) -> IsolationReport:
+def check_isolation(model: nn.Module, *, share_prefixes: bool = False) -> IsolationReport:
     """Prove that packed rows are exact for `model` as it is, changing nothing.
+
+    Args:
+        share_prefixes: prove rows of trees too, as `isolate` does.
 
     Raises:
         ContaminationError: `contaminated`, with what was measured; other codes for models that cannot be packed.
@@ -159,19 +168,21 @@ def check_isolation(model: nn.Module) -> IsolationReport:
     with untouched(lm), without_autocast(lm), proving():
         reference = reference_of(lm, run=run)
         measured = _try(reference, rejected, name)
-    if measured is None:
-        raise ContaminationError(
-            f"packed rows are not exact for {type(lm).__name__}: " + "; ".join(rejected),
-            code="contaminated",
-            remedy="call isolate(model)",
-        )
-    proved(lm, _prove_again)
-    return _report(lm, name, reference, measured, (), started, None)
+        if measured is None:
+            raise ContaminationError(
+                f"packed rows are not exact for {type(lm).__name__}: " + "; ".join(rejected),
+                code="contaminated",
+                remedy="call isolate(model)",
+            )
+        proved(lm, _prove_again)
+        found = _report(lm, name, reference, measured, (), started, None)
+        return _with_trees(found, backend, reference) if share_prefixes and backend is not None else found
 
 
 def _prove_again(lm: nn.Module) -> None:
     try:
-        check_isolation(lm)
+        backend = installed_backend(lm)
+        check_isolation(lm, share_prefixes=backend is not None and backend.trees)
     except ContaminationError as error:
         raise ContaminationError(
             f"the model was changed since it was isolated: {error.message}",
@@ -194,6 +205,27 @@ def _candidates(lm: nn.Module, backend: str) -> list[Backend]:
         return varlen
     native: list[Backend] = [Native()] if uses_flash_attention(lm) else []
     return [*native, *varlen, Unpack(), Unpack(padding=False)]
+
+
+def _with_trees(report: IsolationReport, backend: Backend, reference: Reference) -> IsolationReport:
+    """The report, with what rows of trees came to; the backend takes such rows only if they are exact."""
+    started = time.perf_counter()
+    if backend.keep_keys:
+        against: str | None = "the model's own kernels know of no paths"
+    else:
+        backend.trees = True
+        try:
+            against = against_trees(reference.model, reference.run, reference.wide or reference.own)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # model code fails in every way there is
+            against = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+        finally:
+            backend.trees = False
+    backend.trees = against is None
+    notes = report.notes if against is None else (*report.notes, f"no trees (share_prefixes): {against}")
+    seconds = report.seconds + time.perf_counter() - started
+    return dataclasses.replace(report, prefix_trees=against is None, notes=notes, seconds=seconds)
 
 
 def _try(reference: Reference, rejected: list[str], name: str) -> Measured | None:

@@ -30,11 +30,13 @@ BOUNDARY_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k
 
 
 class Group(NamedTuple):
-    """Documents of one length."""
+    """Documents of one shape."""
 
     length: int
     where: slice | torch.Tensor
     """Their packed positions: a slice where they lie side by side, else int64 [n·length]."""
+    sees: slice | torch.Tensor
+    """Packed positions that they see, their own last: `where`, but for branches of a tree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +79,22 @@ class Boundaries:
         return np.cumsum(self.lengths) - self.lengths
 
     @property
+    def path_lengths(self) -> np.ndarray:
+        """int64 [N]: tokens that the last token of each document sees, itself included."""
+        return self.lengths
+
+    @property
     def max_length(self) -> int:
-        return int(self.lengths.max())
+        """Tokens of the longest document that stands anywhere for itself: its path, where it is a branch."""
+        return int(self.path_lengths.max())
+
+    def seen(self, device: torch.device | str) -> torch.Tensor | None:  # noqa: ARG002
+        """int64 [Σ path_lengths]: packed positions that each document sees, end to end; None where that is its own."""
+        return None
+
+    def cu_path_lens(self, device: torch.device | str) -> torch.Tensor:
+        """int32 [N+1]: where the documents end in `seen`."""
+        return self.cu_seq_lens(device)
 
     def cu_seq_lens(self, device: torch.device | str) -> torch.Tensor:
         """int32 [N+1]."""
@@ -111,12 +127,13 @@ class Boundaries:
         return {"position_ids": self.position_ids(device), **self.keys(device)}
 
     def groups(self, device: torch.device | str) -> list[Group]:
-        """Documents of equal length together, shortest first."""
+        """Documents of equal shape together, shortest first."""
         key = ("groups", torch.device(device))
         if key not in self.scratch:
+            shapes, first = np.unique(self._shapes(), return_index=True)
             self.scratch[key] = [
-                Group(int(length), self._where(self.starts[self.lengths == length], int(length), device))
-                for length in np.unique(self.lengths)
+                self._group(np.flatnonzero(self._shapes() == shape), int(self.lengths[at]), device)
+                for shape, at in zip(shapes, first, strict=True)
             ]
         return self.scratch[key]
 
@@ -124,13 +141,21 @@ class Boundaries:
         """int64 [T]: where each packed position went when the groups are laid end to end; None if nowhere else."""
         key = ("ungroup", torch.device(device))
         if key not in self.scratch:
-            by_length = np.argsort(self.lengths, kind="stable")
+            by_shape = np.argsort(self._shapes(), kind="stable")
             at = np.empty(self.lengths.size, dtype=np.int64)
-            at[by_length] = np.cumsum(self.lengths[by_length]) - self.lengths[by_length]
+            at[by_shape] = np.cumsum(self.lengths[by_shape]) - self.lengths[by_shape]
             moved = np.repeat(at - self.starts, self.lengths)
             order = torch.from_numpy(np.arange(self.tokens) + moved).to(device)
             self.scratch[key] = order if moved.any() else None
         return self.scratch[key]
+
+    def _shapes(self) -> np.ndarray:
+        """[N]: documents of equal value are attended to in one call."""
+        return self.lengths
+
+    def _group(self, members: np.ndarray, length: int, device: torch.device | str) -> Group:
+        where = self._where(self.starts[members], length, device)
+        return Group(length, where, where)
 
     @staticmethod
     def _where(starts: np.ndarray, length: int, device: torch.device | str) -> slice | torch.Tensor:
@@ -154,14 +179,14 @@ def documents_by_key(given: dict[str, Any], rows: int, tokens: int) -> dict[str,
             Boundaries(lengths, rows)  # no document crosses a row
             said[key] = np.repeat(np.arange(lengths.size), lengths).reshape(rows, tokens)
     if "seq_idx" in given:
-        said["seq_idx"] = _integers(given["seq_idx"], "seq_idx", ndim=2)
+        said["seq_idx"] = integers(given["seq_idx"], "seq_idx", ndim=2)
         if said["seq_idx"].shape != (rows, tokens):
             raise malformed(f"seq_idx has shape {list(said['seq_idx'].shape)}, the batch {[rows, tokens]}")
     return said
 
 
 def _lengths_of_cu_seq_lens(value: Any, key: str, *, total: int) -> np.ndarray:
-    ends = _integers(value, key)
+    ends = integers(value, key)
     if ends.size < 2 or ends[0] != 0 or ends[-1] != total:
         raise malformed(f"{key} must run from 0 to the {total} tokens of the batch, got {ends.tolist()[:8]}…")
     lengths = np.diff(ends)
@@ -170,7 +195,8 @@ def _lengths_of_cu_seq_lens(value: Any, key: str, *, total: int) -> np.ndarray:
     return lengths
 
 
-def _integers(values: Any, name: str, *, ndim: int = 1) -> np.ndarray:
+def integers(values: Any, name: str, *, ndim: int = 1) -> np.ndarray:
+    """int64 array of `ndim` axes."""
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
         raise malformed(f"{name} must be {ndim}-D integers, got {array.ndim}-D {array.dtype}")

@@ -26,11 +26,13 @@ import torch
 from torch import nn
 
 from sft_plugins._models import refuse_context_parallel
+from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.rotary import PerDocument, per_document
 from sft_plugins.packing.isolation.boundaries import Boundaries, malformed
 from sft_plugins.packing.isolation.changes import Proof, refuse_prompt_learning, shape_of
 from sft_plugins.packing.isolation.frame import ENTRIES, Call, Frame, Switch, current_boundaries, current_frame, running
 from sft_plugins.packing.isolation.reading import CACHES, refuse_other_names, take_boundaries
+from sft_plugins.packing.isolation.trees import Trees
 
 _MARK = "_sft_plugins_isolation"
 
@@ -41,6 +43,8 @@ class Backend(Protocol):
     name: str
     keep_keys: bool
     """Whether the model's own code reads `cu_seq_lens_q/k`, `max_length_q/k` and `seq_idx`, so they are passed on."""
+    trees: bool
+    """Whether rows of trees were proved exact with this instance on its model; `isolate` says so."""
 
     def open(self, module: nn.Module, boundaries: Boundaries) -> Switch:
         """A factory of contexts that hold while layers of `module` run, in the forward and in each recompute."""
@@ -135,6 +139,12 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer.proof.renew(entry.model)
 
     backend = layer.backend
+    if isinstance(boundaries, Trees) and not backend.trees:
+        raise ContaminationError(
+            f"the row holds trees, and backend {backend.name} is not proved to keep their branches apart",
+            code="prefix_trees",
+            remedy="pack with share_prefixes=False; the notes of `isolate(model)` say what stands against trees",
+        )
     if backend.keep_keys:
         arguments |= _accepted(signature, boundaries.keys(inputs.device))
     if not entry.is_backbone:

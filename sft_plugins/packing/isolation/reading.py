@@ -25,10 +25,11 @@ from sft_plugins.packing.isolation.boundaries import (
     whole_number,
 )
 from sft_plugins.packing.isolation.masks import bad_numbers, describe, two_axes
+from sft_plugins.packing.isolation.trees import TREE_KEYS, take_trees
 
 _OTHER_NAMES = frozenset(
     {"cu_seqlens", "cu_seqlens_q", "cu_seqlens_k", "cu_seq_lens", "max_seqlen", "max_seqlen_q", "max_seqlen_k"}
-    | {"seq_lengths", "seq_lens", "seqlens", "document_ids", "segment_ids", "sequence_ids", "seq_parents", "seq_depths"}
+    | {"seq_lengths", "seq_lens", "seqlens", "document_ids", "segment_ids", "sequence_ids"}
 )
 """What others call their boundaries. A forward that takes any argument would take these, and heed none of them."""
 
@@ -69,11 +70,15 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
             `bad_mask`, `block_mask`, if it can be read in no way, or tells documents apart by itself;
             `cache_with_boundaries`, if a cache came along.
     """
-    popped = {key: arguments.pop(key) for key in BOUNDARY_KEYS if key in arguments}
+    popped = {key: arguments.pop(key) for key in (*BOUNDARY_KEYS, *TREE_KEYS) if key in arguments}
     given = {key: value for key, value in popped.items() if value is not None}
     mask, cache = arguments.get("attention_mask"), [name for name in CACHES if arguments.get(name) is not None]
     if not given and tokens == 1:
         return None  # generation's single tokens: one token is no two documents
+    if given.keys() & set(TREE_KEYS):
+        if cache:
+            raise _cached(cache[0])
+        return take_trees(given, arguments, rows=rows, tokens=tokens)
     positions = _read_positions(arguments.get("position_ids"), rows, tokens)
     flat = two_axes(mask, rows=rows, tokens=tokens, cached=bool(cache))
     if not given and _plainly_ordinary(positions, flat):
@@ -90,16 +95,20 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
             "as far as the mask goes",
         )
     if cache:
-        raise ContaminationError(
-            f"{cache[0]} came together with documents in a row, which neither go on from a cache nor leave one",
-            code="cache_with_boundaries",
-            remedy=f"leave {cache[0]} out; generate from prompts in rows of their own. Prefix tuning cannot be packed",
-        )
+        raise _cached(cache[0])
     boundaries = read.boundaries()
     if mask is not None:
         arguments["attention_mask"] = None
     arguments["position_ids"] = read.position_ids(boundaries, arguments)
     return boundaries
+
+
+def _cached(name: str) -> ContaminationError:
+    return ContaminationError(
+        f"{name} came together with documents in a row, which neither go on from a cache nor leave one",
+        code="cache_with_boundaries",
+        remedy=f"leave {name} out; generate from prompts in rows of their own. Prefix tuning cannot be packed",
+    )
 
 
 def _plainly_ordinary(positions: torch.Tensor | None, mask: torch.Tensor | None) -> bool:

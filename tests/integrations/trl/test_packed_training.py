@@ -19,6 +19,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from transformers import DataCollatorWithFlattening as Flattening
 
 from sft_plugins.errors import ContaminationError
+from sft_plugins.packing import pack_dataset
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from testkit.isolation_oracle import make_documents
@@ -73,14 +74,30 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM, init_lora_weights=False)
 
 
+def beginning_alike() -> list[dict[str, list[int]]]:
+    """Rows with one long prompt, and one turn of each told again in the next, as templates that rewrite history do."""
+    prompt, rows = make_documents([24], 96, seed=1)[0].tolist(), []
+    for ids in (ids.tolist() for ids in make_documents([6, 9, 3, 7], 96)):
+        rows.append({"input_ids": [*prompt, 91, *ids], "labels": [-100] * (len(prompt) + 1) + ids})
+        prompt += ids
+    return rows
+
+
 def sft_run(name: str, tmp_path: Path, how: str, **changes: Any) -> tuple[dict[str, torch.Tensor], float, Any]:
-    """Weights after one step, its loss, and the trainer. `how`: padded, documents or packed."""
+    """Weights after one step, its loss, and the trainer. `how`: padded, documents, packed, alike (padded) or trees."""
     model = build(name).model
-    if how == "padded":
-        data, size, options = documents(), 4, {}
+    if how in ("padded", "alike"):
+        data, size, options = documents() if how == "padded" else beginning_alike(), 4 if how == "padded" else 2, {}
     elif how == "documents":
         data, size = documents(), 4
         options = {"data_collator": BlockDiagonalPackingCollator(tokenizer(), model=model, rows="documents")}
+    elif how == "trees":
+        rows = beginning_alike()
+        halves = [pack_dataset(Dataset.from_list(half), 64, share_prefixes=True) for half in (rows[:2], rows[2:])]
+        assert all(report.prefixes.tree_tokens < report.prefixes.row_tokens - 20 for _, report in halves)
+        data, size = [row for half, _ in halves for row in half], 1
+        options = {"data_collator": BlockDiagonalPackingCollator(tokenizer(), model=model)}
+        changes["remove_unused_columns"] = False
     else:
         data, size = packed_rows(), 2
         options = {"data_collator": BlockDiagonalPackingCollator(tokenizer(), model=model)}
@@ -137,6 +154,15 @@ def test_sft_trainer_takes_the_same_step_packed_and_padded(name: str, tmp_path: 
         # P13: what feeds the model is our collator, not a replacement.
         assert isinstance(trainer.get_train_dataloader().collate_fn, BlockDiagonalPackingCollator)
         assert check_isolation(trainer.model).leaked == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_sft_trainer_takes_the_same_step_on_trees_as_on_their_rows(name: str, tmp_path: Path) -> None:
+    start, (padded, loss, _), (trees, tree_loss, _) = (
+        initial(name), sft_run(name, tmp_path, "alike"), sft_run(name, tmp_path, "trees")
+    )  # fmt: skip
+    assert_same_step(padded, trees, start)
+    assert tree_loss == pytest.approx(loss, rel=1e-5)
 
 
 def test_gradient_checkpointing_through_sft_trainer(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def naive(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: 
 
 def sdpa(rule: Rule) -> Any:
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        mask = rule.mask(query.shape[2], query.device)
+        mask = rule.mask(query.shape[2], key.shape[2], query.device)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
     return attend

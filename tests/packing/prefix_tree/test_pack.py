@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -104,22 +106,55 @@ def test_it_is_off_by_default_and_rows_that_share_nothing_are_packed_as_ever() -
     assert all(set(parents) == {-1} for parents in shared["seq_parents"])
 
 
+TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+
+
+def test_batches_of_trees_train_what_their_rows_train() -> None:
+    """Several packed rows and padding in one batch: the model's own loss, a mean over trained tokens, and its gradients."""
+    rows = [([60 + i, *ids[1:]], labels) for i in range(2) for ids, labels in ROWS]
+    packed = pack_dataset(dataset_of(rows), 50, share_prefixes=True).dataset
+    assert len(packed) > 1
+    model = build("llama").model
+    alone = copy.deepcopy(model)
+    collator = BlockDiagonalPackingCollator(TOKENIZER, model=model, pad_to_multiple_of=64)
+    batch = collator(list(packed))
+    assert batch["input_ids"].shape[1] % 64 == 0
+    loss = model(**batch).loss
+    losses = [alone(input_ids=torch.tensor([i]), labels=torch.tensor([ls]), use_cache=False).loss for i, ls in rows]
+    counts = [sum(label >= 0 for label in labels) for _, labels in rows]
+    expected = sum(one * count for one, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    for one, other in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5 * float(other.grad.abs().max()))
+
+
 def test_no_collator_reads_a_tree_as_documents() -> None:
-    """Never silently plain: refused with its columns, and refused where a host has pruned them."""
+    """Never silently plain: refused where a host has pruned its columns, and where the model was not proved to take it."""
     packed = pack_dataset(dataset_of(ROWS), 64, share_prefixes=True).dataset
     model = build("llama").model
-    collator = BlockDiagonalPackingCollator(SimpleNamespace(pad_token_id=0, eos_token_id=2), model=model)
-    with pytest.raises(PackingError, match="the row holds trees") as caught:
-        collator([packed[0]])
-    assert (caught.value.code, caught.value.row) == ("prefix_trees", 0)
+    collator = BlockDiagonalPackingCollator(TOKENIZER, model=model)
     for pruned in (["seq_parents"], ["seq_depths"], ["seq_parents", "seq_depths"]):
         with pytest.raises(PackingError) as caught:
             collator([packed.remove_columns(pruned)[0]])
-        assert caught.value.code in ("prefix_trees", "boundaries")
-    report = check_masks(packed, build_tokenizer("qwen"))
-    assert set(report.failures) == {"boundaries"}
+        assert (caught.value.code, caught.value.row) == ("boundaries" if len(pruned) > 1 else "bad_schema", 0)
+    moved = {**packed[0], "input_ids": [7 if i == 36 else t for i, t in enumerate(packed[0]["input_ids"])]}
+    other_depth = {**packed[0], "seq_depths": [d + (d > 0) for d in packed[0]["seq_depths"]]}
+    for wrong in (other_depth, {**packed[0], "seq_parents": [-1] * len(packed[0]["seq_parents"])}, moved):
+        with pytest.raises(PackingError) as caught:
+            collator([wrong])
+        assert caught.value.code == "boundaries"
+    assert check_masks(packed, build_tokenizer("qwen")).failures.keys() == {"boundaries"}
     flat = pack_dataset(dataset_of([ROWS[2]]), 64, share_prefixes=True).dataset
-    assert collator([flat[0]])["cu_seq_lens_q"].tolist() == [0, 3], "a row without branches is what it is without trees"
+    plain = collator([flat[0]])
+    assert plain["cu_seq_lens_q"].tolist() == [0, 3], "a row without branches is what it is without trees"
+    assert not {"seq_parents", "seq_depths"} & plain.keys()
+
+    dynamic = build("llama", rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}).model
+    with pytest.raises(PackingError, match="the row holds trees") as caught:
+        BlockDiagonalPackingCollator(TOKENIZER, model=dynamic)([packed[0]])
+    assert caught.value.code == "prefix_trees"
 
 
 def test_dealt_rows_keep_their_trees() -> None:

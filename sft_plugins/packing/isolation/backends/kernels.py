@@ -30,10 +30,10 @@ class Rule:
         """Whether this is plain causal attention for a document of `length` tokens."""
         return all(limit is None or limit >= length for limit in (self.window, self.chunk))
 
-    def mask(self, length: int, device: torch.device) -> torch.Tensor:
-        """bool [length, length], True where a query (row) sees a key (column)."""
-        index = torch.arange(length, device=device)
-        query, key = index[:, None], index[None, :]
+    def mask(self, queries: int, keys: int, device: torch.device) -> torch.Tensor:
+        """bool [queries, keys], True where a query (row) sees a key (column); the last query stands at the last key."""
+        index = torch.arange(keys, device=device)
+        query, key = index[keys - queries :, None], index[None, :]
         seen = key <= query
         if self.window is not None:
             seen &= key > query - self.window
@@ -46,13 +46,13 @@ KERNEL_DEVICES = frozenset({"cuda"})
 """Types of device that torch has a variable-length kernel for."""
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""query [n, H, l, D], key [n, Hk, l, D], value [n, Hk, l, Dv] → [n, l, H, Dv]."""
+"""query [n, H, l, D], key [n, Hk, p, D], value [n, Hk, p, Dv] → [n, l, H, Dv]; the queries stand at the last l keys."""
 
 
 def per_document(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, boundaries: Boundaries, attend: Attend
 ) -> torch.Tensor:
-    """Attention of each document to itself, documents of equal length in one call of `attend`.
+    """Attention of each document to what it sees, documents of equal shape in one call of `attend`.
 
     Naive equivalent: `torch.cat([attend(*(x[:, :, a:b] for x in (query, key, value))) for a, b in documents], dim=1)`.
 
@@ -67,9 +67,10 @@ def per_document(
     rows, _, width, _ = query.shape
     tokens = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]  # [B·T, heads, D]
     outputs = []
-    for length, where in boundaries.groups(query.device):
-        documents = [states[where].unflatten(0, (-1, length)).transpose(1, 2) for states in tokens]
-        outputs.append(attend(*documents).flatten(0, 1))
+    for length, where, sees in boundaries.groups(query.device):
+        own = tokens[0][where].unflatten(0, (-1, length))
+        seen = [states[sees].unflatten(0, (len(own), -1)).transpose(1, 2) for states in tokens[1:]]
+        outputs.append(attend(own.transpose(1, 2), *seen).flatten(0, 1))
     packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     order = boundaries.ungroup(query.device)
     return (packed if order is None else packed[order]).unflatten(0, (rows, width))
@@ -103,12 +104,18 @@ def varlen_arguments(
     scale: float | None = None,
 ) -> dict[str, Any]:
     """Arguments of `torch.nn.attention.varlen.varlen_attn` for packed states of [B, heads, T, D]."""
-    ends = boundaries.cu_seq_lens(query.device)
-    longest = boundaries.max_length
+    ends, path_ends, seen = (
+        boundaries.cu_seq_lens(query.device),
+        boundaries.cu_path_lens(query.device),
+        boundaries.seen(query.device),
+    )
+    longest, longest_own = boundaries.max_length, int(boundaries.lengths.max())
     # The kernel counts the tokens to the left of a query; `Rule.window` counts the query too. (-1, 0) is plain causal.
     left = -1 if rule.window is None or rule.window >= longest else rule.window - 1
     query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-    arguments: dict[str, Any] = {"cu_seq_q": ends, "cu_seq_k": ends, "max_q": longest, "max_k": longest}
+    if seen is not None:
+        key, value = key[seen], value[seen]
+    arguments: dict[str, Any] = {"cu_seq_q": ends, "cu_seq_k": path_ends, "max_q": longest_own, "max_k": longest}
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in _varlen_parameters():
             arguments["enable_gqa"] = True

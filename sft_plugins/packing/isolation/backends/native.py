@@ -23,6 +23,7 @@ class Native:
 
     name = "native"
     keep_keys = True
+    trees = False
 
     def open(self, module: nn.Module, boundaries: Boundaries) -> Switch:  # noqa: ARG002
         """Nothing to switch."""

@@ -35,6 +35,7 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.rotary import PADDED
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.frame import Switch
+from sft_plugins.packing.isolation.trees import Trees
 
 _LENGTH_MATTERS = ("reformer",)
 """Models whose attention to a document depends on how much padding follows it: locality-sensitive hashing sorts tokens
@@ -57,6 +58,7 @@ class Unpack:
 
     name = "unpack"
     keep_keys = False
+    trees = False
 
     def __init__(self, *, padding: bool = True) -> None:
         self.padding = padding
@@ -81,7 +83,33 @@ class Unpack:
             ContaminationError: `output_attentions`, if attention weights are asked for; `sharded`, if the weights are and
                 documents cannot be padded.
         """
+        if isinstance(boundaries, Trees):
+            return _by_path(call, arguments, boundaries, padding=self.padding)
         return _by_document(call, arguments, boundaries, padding=self.padding)
+
+
+def _by_path(call: Callable[..., Any], arguments: dict[str, Any], trees: Trees, *, padding: bool) -> Any:
+    """Every path runs as a document of its own, and of what comes out each branch keeps its own tokens."""
+    inputs = arguments["input_ids"] if arguments.get("input_ids") is not None else arguments["inputs_embeds"]
+    seen, own = trees.seen(inputs.device), trees.own(inputs.device)
+    paths = Boundaries(trees.path_lengths)
+    laid = {name: _taken(value, seen, trees.tokens) for name, value in arguments.items()}
+    return _taken(_by_document(call, laid, paths, padding=padding), own, paths.tokens)
+
+
+def _taken(value: Any, index: torch.Tensor, tokens: int) -> Any:
+    """`value` with its `tokens`, an axis of every tensor that has one per token, chosen and ordered by `index`."""
+    if isinstance(value, Mapping):
+        items = {key: _taken(item, index, tokens) for key, item in value.items()}
+        return items if type(value) is dict else type(value)(**items)
+    if isinstance(value, tuple | list):
+        return type(value)(_taken(item, index, tokens) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.ndim == 2 and value.shape[0] == tokens:
+        return value[index]  # flat: router logits
+    axis = next((axis for axis in (1, 2) if value.ndim > axis and value.shape[axis] == tokens), None)
+    return value if axis is None else value.index_select(axis, index)
 
 
 def _by_document(call: Callable[..., Any], arguments: dict[str, Any], boundaries: Boundaries, *, padding: bool) -> Any:

@@ -45,6 +45,7 @@ class Varlen:
     """
 
     name = "varlen"
+    trees = False
 
     def __init__(self, *, keep_keys: bool = False) -> None:
         self.keep_keys = keep_keys
@@ -88,6 +89,7 @@ def block_diagonal_mask(
     use_vmap: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    config: Any = None,
     **_: Any,
 ) -> torch.Tensor:
     """The ticket [1, 1, 1, 1] for a layer's rule, in place of a mask; arguments as in `transformers.masking_utils`."""
@@ -96,7 +98,7 @@ def block_diagonal_mask(
     hides = attention_mask is not None and not bool(attention_mask.all())
     if use_vmap or hides or mask_function is None or q_length != kv_length:
         raise _unsupported("the model overlays its causal mask with one of its own")
-    rule = _rule_of(mask_function, local_size, boundaries, device)
+    rule = _rule_of(mask_function, local_size, boundaries, device, config)
     ticket = torch.full((1, 1, 1, 1), float("nan"), dtype=dtype, device=device)
     boundaries.scratch.setdefault("tickets", {})[ticket.data_ptr()] = (rule, ticket)
     return ticket
@@ -107,6 +109,7 @@ def _rule_of(
     local_size: int | None,
     boundaries: Boundaries,
     device: torch.device | str,
+    config: Any,
 ) -> Rule:
     """What `mask_function(batch, head, query, key)` allows inside a document, found by asking it about pairs."""
 
@@ -124,10 +127,20 @@ def _rule_of(
         return Rule()
     if bool(seen(index == local_size, local_size).any()):
         raise _unsupported(f"a layer with a local size of {local_size} sees further back")
+    if boundaries.lengths.max() <= local_size:
+        return _named_rule(local_size, config)
     # In a sliding window every token sees the one before it; the first token of a chunk does not. Chunks may be counted
     # from the start of the row (transformers 5.16), so it can be any token; run alone, they count as `Rule` does.
     sliding = local_size == 1 or bool(seen(index > 0, 1).all())
     return Rule(window=local_size) if sliding else Rule(chunk=local_size)
+
+
+def _named_rule(local_size: int, config: Any) -> Rule:
+    """What the configuration calls a local size. Of trees whose branches are all shorter, no pair of tokens shows it."""
+    is_chunk = getattr(config, "attention_chunk_size", None) == local_size
+    if is_chunk and getattr(config, "sliding_window", None) == local_size:
+        raise _unsupported(f"{local_size} is the size of chunks and of a sliding window")
+    return Rule(chunk=local_size) if is_chunk else Rule(window=local_size)
 
 
 @torch.compiler.disable
@@ -221,7 +234,7 @@ def _eager(
     key: torch.Tensor,
     value: torch.Tensor,
 ) -> torch.Tensor:
-    seen = rule.mask(query.shape[2], query.device)
+    seen = rule.mask(query.shape[2], key.shape[2], query.device)
     mask = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
     mask = mask.masked_fill_(~seen, torch.finfo(query.dtype).min)[None, None]
     return eager(module, query, key, value, mask, **arguments)[0]
@@ -230,9 +243,10 @@ def _eager(
 def _sdpa_of(
     module: nn.Module, rule: Rule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **arguments: Any
 ) -> torch.Tensor:
-    """transformers' own use of `scaled_dot_product_attention`, on whole documents."""
-    length = query.shape[2]
-    mask = None if rule.sees_all(length) else rule.mask(length, query.device)[None, None]
+    """transformers' own use of `scaled_dot_product_attention`, on whole documents or on branches and what they see."""
+    length, sees = query.shape[2], key.shape[2]
+    plain = length == sees and rule.sees_all(length)
+    mask = None if plain else rule.mask(length, sees, query.device)[None, None]
     attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
     return attention(module, query, key, value, mask, is_causal=mask is None, **arguments)[0]
 
