@@ -15,7 +15,7 @@ from sft_plugins.integrations import Overrides, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TRL = {"model_name_or_path": "m", "dataset_name": "d.jsonl"}
-AXOLOTL = {"base_model": "m", "datasets": [{"path": "d.jsonl", "type": "chat_template"}]}
+AXOLOTL = {"seed": 42, "base_model": "m", "datasets": [{"path": "d.jsonl", "type": "chat_template"}]}
 PLUGIN = {"plugins": ["sft_plugins.integrations.axolotl.SFTPlugin"]}
 
 
@@ -140,6 +140,15 @@ def test_contradictions_of_the_plug_in_are_findings(tmp_path: Path) -> None:
     found = [finding for finding in plan.findings if finding.code == "contradiction"]
     assert [finding.failure for finding in found] == ["P15"]
     assert found[0].remedy
+
+
+def test_an_axolotl_run_without_a_seed_is_told_that_its_rows_are_drawn_anew(tmp_path: Path) -> None:
+    without = {**AXOLOTL, "seed": None}
+    (note,) = read(tmp_path, without).findings
+    assert (note.level, note.code, note.unchecked) == ("note", "no_seed", "")
+    entry = {**AXOLOTL["datasets"][0], "shards": 2}
+    (note,) = read(tmp_path, {**without, "datasets": [entry]}).findings
+    assert "which rows are in a shard" in note.unchecked
 
 
 def test_a_named_template_is_axolotls_or_said_not_to_be_checked(tmp_path: Path) -> None:
