@@ -35,7 +35,8 @@ class BlockDiagonalPackingCollator:
     """Flattens rows to one row in which no document sees another; serves training and evaluation.
 
     Constructing it isolates `model` and proves it (`isolate`; a model isolated before is only proved again), and keeps no
-    reference to it: the collator is a few numbers, and travels to workers.
+    reference to it: the collator is a few numbers, and travels to workers. Rows of trees (`share_prefixes`) are proved with
+    it, and refused where they are not exact: `isolation.prefix_trees`.
 
     Args:
         tokenizer: gives the id written into padding (its pad token, else EOS). Not changed, not kept.
@@ -48,7 +49,8 @@ class BlockDiagonalPackingCollator:
         isolation: the `IsolationReport` of `model`.
 
     Returns from a call, for T tokens in N documents: `input_ids`, `labels`, `position_ids` int64 [1, T]; `cu_seq_lens_q`,
-    `cu_seq_lens_k` int32 [N+1]; `max_length_q`, `max_length_k` int; `seq_idx` int32 [1, T].
+    `cu_seq_lens_k` int32 [N+1]; `max_length_q`, `max_length_k` int; `seq_idx` int32 [1, T]; of trees also `seq_depths` and
+    `seq_parents` int32 [N].
 
     Raises:
         ContaminationError: from the constructor, if `model` cannot be isolated.

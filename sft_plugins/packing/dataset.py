@@ -77,7 +77,7 @@ def pack_dataset(
         share_prefixes: fold rows that begin alike into trees, so that what they share is kept once: a conversation that was
             split for a template that rewrites history costs about what one rendering costs. A token that two rows train is
             never shared; trees are planned whole. Packed rows then carry `seq_parents` and `seq_depths` beside `seq_lengths`
-            (see `sft_plugins.packing.prefix_tree`). Nothing here can train on such rows yet: the collator refuses them.
+            (see `sft_plugins.packing.prefix_tree`); `BlockDiagonalPackingCollator` proves them on its model.
         cache_file: where to write the packed rows, memory-mapped afterwards. By default a dataset in memory gives one
             in memory, and a dataset on disk one in memory up to 256 MiB; beyond, a `cache-*.arrow` beside its own cache
             files, which `dataset.cleanup_cache_files()` removes.
