@@ -85,6 +85,10 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
         return None
 
     read = _Reading(given, positions, flat, rows, tokens)
+    if not read.row.size:
+        raise bad_numbers(
+            "attention_mask hides every token of the batch; of additive masks only those of pairs are read"
+        )
     if not read.packed:
         return None
     if mask is not None and flat is None:
@@ -123,7 +127,7 @@ def _plainly_ordinary(positions: torch.Tensor | None, mask: torch.Tensor | None)
             seen = mask != 0
             goes_on = goes_on | ~(seen[:, 1:] & seen[:, :-1])
             stretches = (seen[:, 1:] & ~seen[:, :-1]).sum(1) + seen[:, 0]
-            signs.append((stretches <= 1).all())
+            signs += [(stretches <= 1).all(), seen.any()]
         signs.append(goes_on.all())
     return not signs or bool(torch.stack(signs).all())
 
@@ -198,8 +202,6 @@ class _Reading:
 
     def boundaries(self) -> Boundaries:
         """Documents as far as they are visible, and padding as documents of its own."""
-        if not self.row.size:
-            raise malformed("attention_mask hides every token of the batch that documents are told for")
         row, before, after = self.pair
         if (holes := np.flatnonzero(~self.begins & (after > before + 1))).size:
             raise ContaminationError(

@@ -127,7 +127,8 @@ PADDED: list[tuple[str, dict[str, Any], str]] = [
     ("aaabb..", {"position_ids": grid("0120111")}, "boundaries"),  # padding, or documents that begin at 1?
     ("aa.abb.", {"position_ids": grid("0123010"), "attention_mask": grid("1101110")}, "mask_with_boundaries"),
     ("aa.abb.", {"position_ids": grid("0102010"), "attention_mask": grid("1101110")}, "mask_with_boundaries"),
-    (".......", {"cu_seq_lens_q": ends(3, 4), "attention_mask": grid("0000000")}, "boundaries"),
+    (".......", {"cu_seq_lens_q": ends(3, 4), "attention_mask": grid("0000000")}, "bad_mask"),
+    ("aaabb", {"position_ids": grid("01201"), "attention_mask": grid("00000").float()}, "bad_mask"),
 ]
 
 CONTRADICTING: list[tuple[str, dict[str, Any], str]] = [
