@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 import sft_plugins.collapse
 from sft_plugins import PromptMasker, mask_dataset
@@ -36,9 +37,10 @@ def test_every_python_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     brief = functools.partial(sft_plugins.collapse.ModeCollapseCallback, max_new_tokens=8)
     monkeypatch.setattr(sft_plugins.collapse, "ModeCollapseCallback", brief)
     tokenizer = build_tokenizer("qwen")
+    tiny_llama(tokenizer, max_position_embeddings=512).save_pretrained("base")  # a run says what it started from
     names: dict[str, Any] = {
         "tokenizer": tokenizer,
-        "model": tiny_llama(tokenizer, max_position_embeddings=512),
+        "model": AutoModelForCausalLM.from_pretrained("base"),
         "dataset": Dataset.from_list(
             [
                 {
