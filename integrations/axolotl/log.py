@@ -48,6 +48,7 @@ NAMES = {
     "unsupervised": f"`{KEY}.packing.unsupervised: drop`",
     "unsupervised_dropped": f"`{KEY}.packing.unsupervised: drop` does, and counts them",
     "mask_dataset": f"`type: {STRATEGY}`",
+    "no_trees": f"set `{KEY}.packing.share_prefixes: false`",
     "no_packing": _NOT_PACKED,
     "no_packing_or_lora": f"{_NOT_PACKED}, or `adapter: lora`",
     "whole_weights": f"use ZeRO stage 2 or lower, or {_NOT_PACKED}",

@@ -162,7 +162,7 @@ class BlockDiagonalPackingCollator:
                 raise PackingError(
                     "the row holds trees (`seq_parents`), and the model was not proved to keep their branches apart",
                     code="prefix_trees",
-                    remedy="pack with share_prefixes=False; the notes of the isolation report say what stands against trees",
+                    remedy="{no_trees:pack with share_prefixes=False}; the report of isolation notes what stands against trees",
                 )
             trees = Trees(lengths=lengths, depths=depths, parents=parents)
             forks = np.flatnonzero(parents >= 0)

@@ -143,7 +143,7 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise ContaminationError(
             f"the row holds trees, and backend {backend.name} is not proved to keep their branches apart",
             code="prefix_trees",
-            remedy="pack with share_prefixes=False; the notes of `isolate(model)` say what stands against trees",
+            remedy="{no_trees:pack with share_prefixes=False}; the report of isolation notes what stands against trees",
         )
     if backend.keep_keys:
         arguments |= _accepted(signature, boundaries.keys(inputs.device))

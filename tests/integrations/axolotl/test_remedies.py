@@ -40,6 +40,7 @@ REACHED = {
 UNREACHED = {
     "use backend='auto'": "the plug-in asks for no backend",
     "call isolate(model)": "it has",
+    "call isolate(model) when all adapters are on it, or take off what was put on": "it does, after the adapter",
     "take the rows that those were made from; packed rows are for BlockDiagonalPackingCollator(rows='packed')": "it packs",
     "the template writes one and the tokenizer adds another: tokenise with add_special_tokens=False": "the strategy does",
     "seq_lengths holds the tokens of each document; take the rows as pack_dataset made them, and of trees "
