@@ -70,7 +70,8 @@ def test_groups_laid_end_to_end_and_ungrouped_are_the_row(lengths: list[int]) ->
     grouped = torch.cat([row[group.where] for group in groups])
     order = boundaries.ungroup("cpu")
     assert torch.equal(grouped if order is None else grouped[order], row)
-    for length, where in groups:
+    for length, where, sees in groups:
+        assert sees is where, "documents see themselves"
         documents = row[where].unflatten(0, (-1, length))
         assert set(documents[:, 0].tolist()) <= set(boundaries.starts.tolist())
         assert torch.equal(documents - documents[:, :1], torch.arange(length).expand_as(documents))
