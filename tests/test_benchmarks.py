@@ -209,6 +209,10 @@ SMALL = {
         *("--device", "cpu", "--models", "SmolLM2-135M", "--layers", "1", "--rows", "256", "--tokens", "512"),
         *("--passes", "1", "--vocabulary", "512"),
     ],
+    "trees": [
+        *("--device", "cpu", "--templates", "qwen3", "--messages", "8", "--conversations", "4", "--timed", "2"),
+        *("--layers", "1", "--rows", "1024", "--vocabulary", "512"),
+    ],
     "unpack": ["--architectures", "llama"],
 }
 

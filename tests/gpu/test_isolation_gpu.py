@@ -30,7 +30,7 @@ def dense(states: list[torch.Tensor], boundaries: Boundaries, rule: Rule, scale:
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     mask = torch.zeros(boundaries.tokens, boundaries.tokens, dtype=torch.bool, device=query.device)
     for start, length in zip(boundaries.starts.tolist(), boundaries.lengths.tolist(), strict=True):
-        mask[start : start + length, start : start + length] = rule.mask(length, query.device)
+        mask[start : start + length, start : start + length] = rule.mask(length, length, query.device)
     scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
     return (scores.softmax(-1) @ value).transpose(1, 2)
 

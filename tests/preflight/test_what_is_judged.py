@@ -31,7 +31,9 @@ def run_of(folder: Path, *, rows: list[dict[str, Any]] = ROWS, tokenizer: Any = 
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     first = {"path": str(data), "ds_type": "json", "type": "chat_template", **entry}
     path = folder / "axolotl.yaml"
-    path.write_text(yaml.safe_dump({"base_model": str(model), "datasets": [first], "sequence_len": 80, **keys}))
+    path.write_text(
+        yaml.safe_dump({"base_model": str(model), "seed": 42, "datasets": [first], "sequence_len": 80, **keys})
+    )
     return path
 
 

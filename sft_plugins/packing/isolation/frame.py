@@ -7,6 +7,7 @@ run through the same model meanwhile; in every other forward it is None.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -71,10 +72,20 @@ def recompute_leaves() -> bool:
     if frame is None or not frame.with_gradients or _FOLLOWED.get():
         return False
     if not torch.is_grad_enabled():
-        return True  # the first run of a reentrant checkpoint
+        return _in_autograd_function()  # the first run of a reentrant checkpoint
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = None if top is None else top(True)
     return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
+
+
+def _in_autograd_function() -> bool:
+    """Whether a custom function of autograd runs, as in every reentrant checkpoint; a model's own `no_grad` is none."""
+    apply, caller = torch.autograd.Function.apply.__func__.__code__, sys._getframe()
+    while caller.f_back is not None:
+        caller = caller.f_back
+        if caller.f_code is apply:
+            return True
+    return False
 
 
 @contextmanager
