@@ -120,11 +120,8 @@ def is_sharded(model: nn.Module) -> bool:
     """Whether no process holds all weights: FSDP of either version, or DeepSpeed's ZeRO-3. A forward gathers them."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # unless it is loaded nothing is sharded by it
     kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    # Under a sharded root the inner model has no module that FSDP knows, but its weights are parts of tensors.
-    parts = sys.modules.get("torch.distributed.tensor")
-    part = () if parts is None else parts.DTensor
     return any(isinstance(module, kinds) for module in model.modules()) or any(
-        hasattr(parameter, "ds_id") or isinstance(parameter, part) for parameter in model.parameters()
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
     )
 
 

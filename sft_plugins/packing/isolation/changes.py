@@ -75,8 +75,15 @@ def shape_of(model: nn.Module) -> Shape:
     return [
         (module, forward, _own(module, forward))
         for module in model.modules()
-        if not str(getattr(forward := type(module).forward, "__module__", "")).startswith("torch.distributed")
+        if not str(getattr(forward := _class_of(module).forward, "__module__", "")).startswith("torch.distributed")
     ]
+
+
+def _class_of(module: nn.Module) -> Any:
+    """The class that a module had before it was sharded: FSDP2 derives one of (FSDPModule, its class) for each."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = fsdp is not None and isinstance(module, fsdp.FSDPModule)
+    return type(module).__bases__[-1] if sharded else type(module)
 
 
 def _own(module: nn.Module, of_class: Any) -> Any:

@@ -126,7 +126,7 @@ def reference_of(model: nn.Module, *, run: nn.Module | None = None) -> Reference
     coarse = _is_coarse(model)
     notes: list[str] = []
     wide = None
-    if coarse and is_sharded(model):
+    if coarse and is_sharded(run):
         notes.append("not seen: what float32 arithmetic would show, since the weights are sharded")
     elif coarse:
         try:

@@ -177,7 +177,7 @@ def _beyond_limits(
 
 
 def _backward_alone(model: nn.Module, run: nn.Module, documents: Documents, notes: list[str]) -> Gradients | None:
-    if is_sharded(model):
+    if is_sharded(run):  # the root may stand outside of the model, and its weights lie whole between two forwards
         notes.append("not seen: gradients, since the weights are sharded")
         return None
     summed: Gradients = {}
