@@ -44,7 +44,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown packing key": (
         yaml({"packing": {"max_length": 5}}),
-        "sft_plugins.packing: unknown key `max_length`. Known: by, unsupervised, seed",
+        "sft_plugins.packing: unknown key `max_length`. Known: by, unsupervised, share_prefixes, seed",
     ),
     "unknown collapse key": (yaml({"collapse": {"prompt": "x"}}), "Did you mean `prompts`"),
     "unknown detector key": (yaml({"collapse": {"detector": {"warn": 1}}}), "`detector` has the unknown key `warn`"),
