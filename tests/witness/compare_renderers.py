@@ -1,7 +1,7 @@
 """A second witness: turn by turn, our labels beside the masks of the package `renderers`, where it has the template's family.
 
-    python -m venv /tmp/witness && /tmp/witness/bin/pip install . trl 'renderers[transformers]' pytest hypothesis
-    /tmp/witness/bin/python tests/witness/compare_renderers.py --write docs/second-witness.md
+    python -m venv .venv-witness && .venv-witness/bin/pip install . trl 'renderers[transformers]' pytest hypothesis
+    .venv-witness/bin/python tests/witness/compare_renderers.py --write docs/second-witness.md
 
 A turn is compared alone: what comes before the last trained run of the conversation up to it, and the run itself. Our mode
 of the template is given to the renderer, which has one mode per run. `CAUSES` says who is right where the two differ.
