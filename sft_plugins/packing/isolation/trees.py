@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sft_plugins.errors import ContaminationError
-from sft_plugins.packing.isolation.boundaries import Boundaries, Group, integers, malformed
+from sft_plugins.packing.isolation.boundaries import Boundaries, Group, integers, malformed, whole_number
 
 TREE_KEYS = ("seq_depths", "seq_parents")
 """Keys of a batch that say which documents are branches of which."""
@@ -135,7 +135,7 @@ def take_trees(given: dict[str, Any], arguments: MutableMapping[str, Any], *, ro
     for key, value in {**given, "position_ids": arguments.get("position_ids")}.items():
         if value is None:
             continue
-        said = int(value) if isinstance(expected[key], int) else torch.as_tensor(value).detach().cpu()
+        said = whole_number(value, key) if isinstance(expected[key], int) else torch.as_tensor(value).detach().cpu()
         differs = said != expected[key] if isinstance(said, int) else not torch.equal(said.long(), expected[key].long())
         if differs:
             raise malformed(f"{key} says something else of the trees than cu_seq_lens_q, seq_depths and seq_parents")

@@ -335,6 +335,17 @@ def test_packed_rows_come_out_even_for_the_optimizer_steps() -> None:
     assert evened(even, 2) is even
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_share_prefixes_of_the_yaml_folds_the_rows(share: bool) -> None:
+    beginning = list(range(10, 40))
+    rows = [{"input_ids": [*beginning, i, 2], "labels": [-100] * 30 + [i, 2]} for i in (50, 51)]
+    settings = Settings.model_validate({"packing": {"share_prefixes": share}}).packing
+    assert settings is not None
+    (packed,) = collators.pack(Dataset.from_list(rows), 64, settings, strict=True, name="train")
+    assert len(packed["input_ids"]) == (35 if share else 64)
+    assert ("seq_parents" in packed) is share
+
+
 def dealt(tmp_path: Path, **arguments: Any) -> tuple[SFTPlugin, Any, Any]:
     """The plug-in after it has dealt rows for two accumulated rows in one process, its YAML, and a trainer of these rows."""
     from sft_plugins.integrations.axolotl.collators import deal
