@@ -68,6 +68,8 @@ def sft_arguments(rows: Rows) -> dict[str, Any]:
         "assistant_only_loss": False,
         "completion_only_loss": None,
     }
+    if rows == "packed":
+        arguments["remove_unused_columns"] = False  # TRL keeps `seq_lengths`, but not what says where branches begin
     if rows == "raw":
         arguments |= {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return arguments

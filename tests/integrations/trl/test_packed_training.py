@@ -19,6 +19,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from transformers import DataCollatorWithFlattening as Flattening
 
 from sft_plugins.errors import ContaminationError
+from sft_plugins.integrations.trl import sft_arguments
 from sft_plugins.packing import pack_dataset
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
@@ -97,7 +98,7 @@ def sft_run(name: str, tmp_path: Path, how: str, **changes: Any) -> tuple[dict[s
         assert all(report.prefixes.tree_tokens < report.prefixes.row_tokens - 20 for _, report in halves)
         data, size = [row for half, _ in halves for row in half], 1
         options = {"data_collator": BlockDiagonalPackingCollator(tokenizer(), model=model)}
-        changes["remove_unused_columns"] = False
+        changes["remove_unused_columns"] = sft_arguments("packed")["remove_unused_columns"]
     else:
         data, size = packed_rows(), 2
         options = {"data_collator": BlockDiagonalPackingCollator(tokenizer(), model=model)}
