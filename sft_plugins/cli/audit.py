@@ -8,8 +8,9 @@ import typer
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.command import add_command
 from sft_plugins.cli.ui.inputs import faults, load_masker, mask_with_bar, open_rows, source_facts, source_line, step
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_OK, Output
 
 _EPILOG = (
     "Examples: sft-plugins audit rows.jsonl --model ./model | sft-plugins audit last_run_prepared -m ./model --json | "
@@ -19,66 +20,47 @@ _EPILOG = (
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(audit)
+    add_command(app, audit, epilog=_EPILOG)
 
 
 def audit(
+    out: Output,
+    *,
     data: options.DATA,
     model: options.MODEL,
     split: options.SPLIT = None,
     limit: options.LIMIT = None,
-    train_on: options.TRAIN_ON = "all",
     max_length: options.MAX_LENGTH = None,
     overflow: options.OVERFLOW = "raise",
-    special_tokens: options.SPECIAL_TOKENS = "raise",
-    thinking: options.THINKING = "auto",
-    reasoning: options.REASONING = "raise",
-    role: options.ROLE = None,
-    ignore_column: options.IGNORE_COLUMN = None,
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+    masking: options.Masking,
+) -> int:
     """Check every row: what carries loss, what is refused and why, what is wrong with masks made elsewhere."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        source = open_rows(data, split=split, limit=limit)
-        masker = load_masker(
-            out,
-            model,
-            train_on=train_on,
-            special_tokens=special_tokens,
-            thinking=thinking,
-            reasoning=reasoning,
-            role=role,
-            ignore_column=ignore_column,
-            max_length=max_length,
-            overflow=overflow,
-        )
-        if source.kind == "raw":
-            report = mask_with_bar(source, masker, out).report
-        else:
-            with step(out, "checking masks"):
-                from sft_plugins.masking import check_masks
-                from sft_plugins.preflight import with_lengths
+    source = open_rows(data, split=split, limit=limit)
+    masker = load_masker(out, model, masking, max_length=max_length, overflow=overflow)
+    if source.kind == "raw":
+        report = mask_with_bar(source, masker, out).report
+    else:
+        with step(out, "checking masks"):
+            from sft_plugins.masking import check_masks
+            from sft_plugins.preflight import with_lengths
 
-                report = check_masks(map(with_lengths, source.rows()), masker.tokenizer)
-        found = faults(report, overflow)
-        out.console.print(source_line(source, model))
-        out.console.print(report)
-        for line in advice(found, "document" if source.kind == "packed" else "row"):
-            out.console.print(line)
-        out.emit(
-            {
-                "command": "audit",
-                "data": source_facts(source),
-                "model": model,
-                "ok": not found,
-                "faults": list(found),
-                "report": report.to_dict(),
-            }
-        )
-    if found:
-        raise typer.Exit(EXIT_FINDINGS)
+            report = check_masks(map(with_lengths, source.rows()), masker.tokenizer)
+    found = faults(report, overflow)
+    out.console.print(source_line(source, model))
+    out.console.print(report)
+    for line in advice(found, "document" if source.kind == "packed" else "row"):
+        out.console.print(line)
+    out.emit(
+        {
+            "command": "audit",
+            "data": source_facts(source),
+            "model": model,
+            "ok": not found,
+            "faults": list(found),
+            "report": report.to_dict(),
+        }
+    )
+    return EXIT_FINDINGS if found else EXIT_OK
 
 
 def advice(found: dict[str, int], unit: str) -> list[Text]:

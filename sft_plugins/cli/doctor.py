@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.command import add_command
 from sft_plugins.cli.ui.inputs import step
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_OK, Output
 from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ _STYLES = {"exact": "green", "leaks": "bold red", "fails": "bold red", "unmeasur
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(doctor)
+    add_command(app, doctor, epilog=_EPILOG)
 
 
 def doctor(
+    out: Output,
+    *,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A folder with config.json, or a hub id. No weights are read.")
     ] = None,
@@ -55,43 +58,38 @@ def doctor(
         typer.Option(help="Attention implementation: eager, sdpa, flash_attention_2 …; the model's own default."),
     ] = None,
     device: options.DEVICE = "auto",
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+) -> int:
     """Measure whether documents of a packed row see each other on this model and machine: as it comes, and isolated."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        with step(out, "loading torch and transformers"):
-            from sft_plugins import preflight
+    with step(out, "loading torch and transformers"):
+        from sft_plugins import preflight
 
-        where, config = _configuration(model, model_type, weights=weights)
-        with step(out, "building the model"):
-            subject = _subject(where, config, weights=weights, dtype=dtype, attn=attn, device=device)
-        with step(out, "measuring packed rows"):
-            diagnosis = preflight.diagnose(subject)
-        versions, kernels = preflight.versions(), preflight.kernels()
-        elsewhere = preflight.on_a_gpu(diagnosis, config)
-        _show(out, where, diagnosis)
-        out.console.print(_environment(preflight.hardware(), versions))
-        out.console.print(_kernels(kernels))
-        if elsewhere:
-            out.console.print(Text("On a CUDA GPU", "bold"))
-        for line in elsewhere:
-            out.console.print(Text(f"· {line}"))
-        out.emit(
-            {
-                "command": "doctor",
-                "model": where,
-                "ok": diagnosis.exact,
-                "diagnosis": diagnosis.to_dict(),
-                "hardware": preflight.hardware(),
-                "versions": versions,
-                "kernels": kernels,
-                "on_a_gpu": elsewhere,
-            }
-        )
-    if not diagnosis.exact:
-        raise typer.Exit(EXIT_FINDINGS)
+    where, config = _configuration(model, model_type, weights=weights)
+    with step(out, "building the model"):
+        subject = _subject(where, config, weights=weights, dtype=dtype, attn=attn, device=device)
+    with step(out, "measuring packed rows"):
+        diagnosis = preflight.diagnose(subject)
+    versions, kernels = preflight.versions(), preflight.kernels()
+    elsewhere = preflight.on_a_gpu(diagnosis, config)
+    _show(out, where, diagnosis)
+    out.console.print(_environment(preflight.hardware(), versions))
+    out.console.print(_kernels(kernels))
+    if elsewhere:
+        out.console.print(Text("On a CUDA GPU", "bold"))
+    for line in elsewhere:
+        out.console.print(Text(f"· {line}"))
+    out.emit(
+        {
+            "command": "doctor",
+            "model": where,
+            "ok": diagnosis.exact,
+            "diagnosis": diagnosis.to_dict(),
+            "hardware": preflight.hardware(),
+            "versions": versions,
+            "kernels": kernels,
+            "on_a_gpu": elsewhere,
+        }
+    )
+    return EXIT_OK if diagnosis.exact else EXIT_FINDINGS
 
 
 def _configuration(model: str | None, model_type: str | None, *, weights: bool) -> tuple[str, PretrainedConfig]:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.command import add_command
 from sft_plugins.cli.ui.inputs import load_masker, open_rows, source_facts, source_line
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_OK, Output
 from sft_plugins.cli.ui.render import NAMES, has_colour, legend, marked_tokens, printable
 from sft_plugins.errors import AssetError
 
@@ -31,10 +32,12 @@ ROWS, ROWS_OF_A_PAGE, TOKENS = 3, 20, 300
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(inspect)
+    add_command(app, inspect, epilog=_EPILOG)
 
 
 def inspect(
+    out: Output,
+    *,
     data: options.DATA,
     model: options.MODEL,
     row: Annotated[
@@ -48,50 +51,28 @@ def inspect(
     ] = TOKENS,
     html: Annotated[Path | None, typer.Option(help="Write the rows as a page to this file instead.")] = None,
     split: options.SPLIT = None,
-    train_on: options.TRAIN_ON = "all",
     max_length: options.MAX_LENGTH = None,
     overflow: options.OVERFLOW = "raise",
-    special_tokens: options.SPECIAL_TOKENS = "raise",
-    thinking: options.THINKING = "auto",
-    reasoning: options.REASONING = "raise",
-    role: options.ROLE = None,
-    ignore_column: options.IGNORE_COLUMN = None,
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+    masking: options.Masking,
+) -> int:
     """See rows as they will be trained: which tokens carry loss, turn by turn, document by document."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        source = open_rows(data, split=split)
-        masker = load_masker(
-            out,
-            model,
-            train_on=train_on,
-            special_tokens=special_tokens,
-            thinking=thinking,
-            reasoning=reasoning,
-            role=role,
-            ignore_column=ignore_column,
-            max_length=max_length,
-            overflow=overflow,
-        )
-        from sft_plugins.cli.ui.rows import RowReader
+    source = open_rows(data, split=split)
+    masker = load_masker(out, model, masking, max_length=max_length, overflow=overflow)
+    from sft_plugins.cli.ui.rows import RowReader
 
-        reader = RowReader(masker)
-        first = count or (ROWS_OF_A_PAGE if html else ROWS)
-        wanted = pick(source, sorted(set(row))) if row else enumerate(islice(source.rows(), first))
-        shown = [part for number, fields in wanted for part in reader.read(fields, number)]
-        out.console.print(source_line(source, model))
-        if html is not None:
-            write_html(html, shown, source, model)
-            out.console.print(f"wrote {html}")
-        else:
-            show(shown, out.console, most=None if row or not tokens else tokens)
-        out.emit(
-            {"command": "inspect", "data": source_facts(source), "model": model, "rows": list(map(as_data, shown))}
-        )
-    if any(not fault.asked_for for part in shown for fault in part.faults):
-        raise typer.Exit(EXIT_FINDINGS)
+    reader = RowReader(masker)
+    first = count or (ROWS_OF_A_PAGE if html else ROWS)
+    wanted = pick(source, sorted(set(row))) if row else enumerate(islice(source.rows(), first))
+    shown = [part for number, fields in wanted for part in reader.read(fields, number)]
+    out.console.print(source_line(source, model))
+    if html is not None:
+        write_html(html, shown, source, model)
+        out.console.print(f"wrote {html}")
+    else:
+        show(shown, out.console, most=None if row or not tokens else tokens)
+    out.emit({"command": "inspect", "data": source_facts(source), "model": model, "rows": list(map(as_data, shown))})
+    refused = any(not fault.asked_for for part in shown for fault in part.faults)
+    return EXIT_FINDINGS if refused else EXIT_OK
 
 
 def pick(source: Source, wanted: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.command import add_command
 from sft_plugins.cli.ui.inputs import (
     bar,
     check_new_folder,
@@ -26,7 +27,7 @@ from sft_plugins.cli.ui.inputs import (
     source_line,
     step,
 )
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_OK, Output
 from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ _EPILOG = (
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(mask)
+    add_command(app, mask, epilog=_EPILOG)
 
 
 def mask(
+    out: Output,
+    *,
     data: options.DATA,
     model: options.MODEL,
     output: Annotated[
@@ -57,83 +60,70 @@ def mask(
     seed: Annotated[int, typer.Option(min=0, help="Shuffles packed documents of equal length, and packed rows.")] = 0,
     split: options.SPLIT = None,
     limit: options.LIMIT = None,
-    train_on: options.TRAIN_ON = "all",
     max_length: options.MAX_LENGTH = None,
     overflow: options.OVERFLOW = "raise",
-    special_tokens: options.SPECIAL_TOKENS = "raise",
-    thinking: options.THINKING = "auto",
-    reasoning: options.REASONING = "raise",
-    role: options.ROLE = None,
-    ignore_column: options.IGNORE_COLUMN = None,
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+    masking: options.Masking,
+) -> int:
     """Mask rows exactly and write them as a trainer reads them, with a manifest and the lines that make it use them."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        from sft_plugins.integrations import Manifest, layout_of, write_rows
-        from sft_plugins.packing import pack_dataset
-        from sft_plugins.preflight import data_facts, home, unfinished_folder, versions, writing_rows
+    from sft_plugins.integrations import Manifest, layout_of, write_rows
+    from sft_plugins.packing import pack_dataset
+    from sft_plugins.preflight import data_facts, home, unfinished_folder, versions, writing_rows
 
-        layout = layout_of(to, packed=pack is not None)
-        if pack is not None and max_length is not None and max_length > pack:
-            raise AssetError(
-                f"--max-length {max_length} lets through rows that --pack {pack} has no room for.",
-                code="bad_option",
-                remedy="leave --max-length out: packed rows limit it.",
+    layout = layout_of(to, packed=pack is not None)
+    if pack is not None and max_length is not None and max_length > pack:
+        raise AssetError(
+            f"--max-length {max_length} lets through rows that --pack {pack} has no room for.",
+            code="bad_option",
+            remedy="leave --max-length out: packed rows limit it.",
+        )
+    output = output.resolve()  # `.`, and a link to a folder, too
+    check_new_folder(output)  # before hours of work whose result could not be kept
+    source = open_rows(data, split=split, limit=limit)
+    refuse_packed(source.kind, data)
+    masker = load_masker(out, model, masking, max_length=max_length or pack, overflow=overflow)
+    fingerprint = masker.fingerprint()
+    job = {
+        "data": data_facts(data), "split": split, "limit": limit, "tokenizer, template or option": fingerprint
+    }  # fmt: skip
+    unfinished = unfinished_folder(output, job)
+    masked, report = mask_with_bar(source, masker, out, folder=unfinished)
+    if not report.rows_out:
+        shutil.rmtree(unfinished, ignore_errors=True)  # so that other options find no other job's rows
+    refuse_nothing_left(report, data)
+    # A folder is named by its whole path: the trainer is started somewhere else.
+    named = str(home(model).resolve()) if home(model).is_dir() else model
+    with writing_rows(output, temporary=False):
+        packing = None
+        if pack is not None:
+            with step(out, "packing"):
+                masked, packing = pack_dataset(masked, pack, seed=seed)
+        facts: dict[str, Any] = {
+            "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "data": {**source_facts(source), "files": job["data"], "split": split, "limit": limit},
+            "tokenizer": tokenizer_facts(masker, model),
+            "masking": fingerprint,
+            "options": options_of(masker),
+            "pack": pack,
+            "seed": seed if pack else None,
+            "report": report.to_dict(),
+            "packing": packing and packing.to_dict(),
+            "versions": versions(),
+        }
+        with bar(out, "writing", total=len(masked)) as advance:
+            written = write_rows(
+                masked, output, layout, Manifest(facts=facts, model=named), packed=pack is not None, advance=advance
             )
-        output = output.resolve()  # `.`, and a link to a folder, too
-        check_new_folder(output)  # before hours of work whose result could not be kept
-        source = open_rows(data, split=split, limit=limit)
-        refuse_packed(source.kind, data)
-        masker = load_masker(
-            out, model, train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning,
-            role=role, ignore_column=ignore_column, max_length=max_length or pack, overflow=overflow,
-        )  # fmt: skip
-        fingerprint = masker.fingerprint()
-        job = {
-            "data": data_facts(data), "split": split, "limit": limit, "tokenizer, template or option": fingerprint
-        }  # fmt: skip
-        unfinished = unfinished_folder(output, job)
-        masked, report = mask_with_bar(source, masker, out, folder=unfinished)
-        if not report.rows_out:
-            shutil.rmtree(unfinished, ignore_errors=True)  # so that other options find no other job's rows
-        refuse_nothing_left(report, data)
-        # A folder is named by its whole path: the trainer is started somewhere else.
-        named = str(home(model).resolve()) if home(model).is_dir() else model
-        with writing_rows(output, temporary=False):
-            packing = None
-            if pack is not None:
-                with step(out, "packing"):
-                    masked, packing = pack_dataset(masked, pack, seed=seed)
-            facts: dict[str, Any] = {
-                "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "data": {**source_facts(source), "files": job["data"], "split": split, "limit": limit},
-                "tokenizer": tokenizer_facts(masker, model),
-                "masking": fingerprint,
-                "options": masking_options(masker),
-                "pack": pack,
-                "seed": seed if pack else None,
-                "report": report.to_dict(),
-                "packing": packing and packing.to_dict(),
-                "versions": versions(),
-            }
-            with bar(out, "writing", total=len(masked)) as advance:
-                written = write_rows(
-                    masked, output, layout, Manifest(facts=facts, model=named), packed=pack is not None, advance=advance
-                )
-        shutil.rmtree(unfinished, ignore_errors=True)
-        out.console.print(source_line(source, model))
-        out.console.print(report)
-        unit = "packed rows" if pack else "rows"
-        out.console.print(Text(f"saved {written['rows']:,} {unit} for {layout.host} to {output}", "bold"))
-        out.console.print(Text((output / layout.file).read_text(encoding="utf-8"), "cyan"))
-        out.emit({"command": "mask", "model": model, "output": output, "use": output / layout.file, **written})
-    if faults(report, overflow):
-        raise typer.Exit(EXIT_FINDINGS)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    out.console.print(source_line(source, model))
+    out.console.print(report)
+    unit = "packed rows" if pack else "rows"
+    out.console.print(Text(f"saved {written['rows']:,} {unit} for {layout.host} to {output}", "bold"))
+    out.console.print(Text((output / layout.file).read_text(encoding="utf-8"), "cyan"))
+    out.emit({"command": "mask", "model": model, "output": output, "use": output / layout.file, **written})
+    return EXIT_FINDINGS if faults(report, overflow) else EXIT_OK
 
 
-def masking_options(masker: PromptMasker) -> dict[str, Any]:
+def options_of(masker: PromptMasker) -> dict[str, Any]:
     """What the masker was told, as JSON has it."""
     from dataclasses import asdict
 

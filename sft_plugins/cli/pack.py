@@ -11,6 +11,7 @@ from rich.text import Text
 from sft_plugins._files import whole_or_not_at_all
 from sft_plugins._options import Overflow
 from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.command import add_command
 from sft_plugins.cli.ui.inputs import (
     check_new_folder,
     fact_table,
@@ -24,7 +25,7 @@ from sft_plugins.cli.ui.inputs import (
     source_line,
     step,
 )
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_OK, Output
 
 if TYPE_CHECKING:
     from sft_plugins.masking import MaskReport
@@ -38,10 +39,12 @@ _EPILOG = (
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(pack)
+    add_command(app, pack, epilog=_EPILOG)
 
 
 def pack(
+    out: Output,
+    *,
     data: options.DATA,
     model: options.MODEL,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens that a packed row has room for.", show_default=False)],
@@ -58,62 +61,48 @@ def pack(
     seed: Annotated[int, typer.Option(min=0, help="Shuffles documents of equal length, and the rows.")] = 0,
     split: options.SPLIT = None,
     limit: options.LIMIT = None,
-    train_on: options.TRAIN_ON = "all",
-    special_tokens: options.SPECIAL_TOKENS = "raise",
-    thinking: options.THINKING = "auto",
-    reasoning: options.REASONING = "raise",
-    role: options.ROLE = None,
-    ignore_column: options.IGNORE_COLUMN = None,
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+    masking: options.Masking,
+) -> int:
     """See what packing saves and what it changes for training; with --output, save the packed rows."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        from sft_plugins.cli.ui.histogram import bins
+    from sft_plugins.cli.ui.histogram import bins
 
-        if output is not None:
-            check_new_folder(output)  # before minutes of work whose result could not be kept
-        source = open_rows(data, split=split, limit=limit)
-        refuse_packed(source.kind, data)
-        keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
-        masker = load_masker(
-            out, model, train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning,
-            role=role, ignore_column=ignore_column,
-            max_length=max_length if keeps_turns else None, overflow="keep_turns" if keeps_turns else "raise",
-        )  # fmt: skip
-        masked, masking = mask_with_bar(source, masker, out)
-        refuse_nothing_left(masking, data)
-        with step(out, "packing"):
-            from sft_plugins.packing import TokenColumn, pack_dataset
+    if output is not None:
+        check_new_folder(output)  # before minutes of work whose result could not be kept
+    source = open_rows(data, split=split, limit=limit)
+    refuse_packed(source.kind, data)
+    keeps_turns = overflow == "keep_turns"  # the masker knows turns; what the others cost the packer says best
+    limits: dict[str, Any] = {"max_length": max_length, "overflow": overflow} if keeps_turns else {}
+    masker = load_masker(out, model, masking, **limits)
+    masked, made = mask_with_bar(source, masker, out)
+    refuse_nothing_left(made, data)
+    with step(out, "packing"):
+        from sft_plugins.packing import TokenColumn, pack_dataset
 
-            lengths = TokenColumn.of(masked, "input_ids").length
-            policy = "raise" if keeps_turns else overflow
-            packed, report = pack_dataset(masked, max_length, overflow=policy, seed=seed)
-        steps = (batch_size, accumulation, world)
-        show(source_line(source, model), report, masking, lengths, steps=steps, overflow=overflow, out=out)
-        if output is not None:
-            with step(out, "saving"), whole_or_not_at_all(output) as draft:
-                packed.save_to_disk(str(draft))
-            out.console.print(Text(f"saved {len(packed):,} packed rows to {output}", "bold"))
-        training = report.training(batch_size, gradient_accumulation_steps=accumulation, world_size=world)
-        out.emit(
-            {
-                "command": "pack",
-                "data": source_facts(source),
-                "model": model,
-                "report": report.to_dict(),
-                "training": training,
-                "masking": masking.to_dict(),
-                "lengths": [
-                    {"from": low, "to": high, "documents": count}
-                    for low, high, count in bins(lengths, limit=max_length)
-                ],
-                "output": output,
-            }
-        )
-    if faults(masking, overflow):
-        raise typer.Exit(EXIT_FINDINGS)
+        lengths = TokenColumn.of(masked, "input_ids").length
+        policy = "raise" if keeps_turns else overflow
+        packed, report = pack_dataset(masked, max_length, overflow=policy, seed=seed)
+    steps = (batch_size, accumulation, world)
+    show(source_line(source, model), report, made, lengths, steps=steps, overflow=overflow, out=out)
+    if output is not None:
+        with step(out, "saving"), whole_or_not_at_all(output) as draft:
+            packed.save_to_disk(str(draft))
+        out.console.print(Text(f"saved {len(packed):,} packed rows to {output}", "bold"))
+    training = report.training(batch_size, gradient_accumulation_steps=accumulation, world_size=world)
+    out.emit(
+        {
+            "command": "pack",
+            "data": source_facts(source),
+            "model": model,
+            "report": report.to_dict(),
+            "training": training,
+            "masking": made.to_dict(),
+            "lengths": [
+                {"from": low, "to": high, "documents": count} for low, high, count in bins(lengths, limit=max_length)
+            ],
+            "output": output,
+        }
+    )
+    return EXIT_FINDINGS if faults(made, overflow) else EXIT_OK
 
 
 def show(

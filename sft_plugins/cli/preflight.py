@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
-from sft_plugins.cli.ui.inputs import masking_options
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, Output
+from sft_plugins.cli.ui.command import add_command
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_OK, Output
 
 if TYPE_CHECKING:
     from sft_plugins.preflight import Finding, Verdict
@@ -29,22 +29,16 @@ WORDS = {
 }
 STYLES = {"green": "bold green", "amber": "bold yellow", "red": "bold red"}
 MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "note": ("·", "bright_black")}
-# What the masking options are where none is given; then an Axolotl YAML's own hold.
-_USUAL = {
-    "train_on": "all",
-    "overflow": "raise",
-    "special_tokens_in_content": "raise",
-    "thinking": "auto",
-    "reasoning": "raise",
-}
 TITLES = {"config": "Configuration", "data": "Data", "masking": "Masking", "packing": "Packing"}
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(preflight)
+    add_command(app, preflight, epilog=_EPILOG)
 
 
 def preflight(
+    out: Output,
+    *,
     config: Annotated[Path, typer.Argument(help="An Axolotl YAML, or a YAML or JSON file of TRL's arguments.")],
     model: Annotated[str | None, typer.Option(help="In place of the configuration's: a folder or a hub id.")] = None,
     data: Annotated[str | None, typer.Option(help="In place of the configuration's: a file or a folder.")] = None,
@@ -53,50 +47,35 @@ def preflight(
     components: Annotated[
         bool, typer.Option("--components", help="Judge the run as it would be with sft-plugins' masking and packing.")
     ] = False,
-    train_on: options.TRAIN_ON = "all",
     overflow: options.OVERFLOW = "raise",
-    special_tokens: options.SPECIAL_TOKENS = "raise",
-    thinking: options.THINKING = "auto",
-    reasoning: options.REASONING = "raise",
-    role: options.ROLE = None,
-    ignore_column: options.IGNORE_COLUMN = None,
+    masking: options.Masking,
     html: Annotated[Path | None, typer.Option(help="Write the verdict as a page to this file too.")] = None,
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+) -> int:
     """See what will be trained, and catch known failures, before a GPU hour is spent."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        from sft_plugins.cli.ui.pages import render_page, write_page
-        from sft_plugins.integrations import Overrides, read_plan
-        from sft_plugins.preflight import PARTS, colour, run_preflight
+    from sft_plugins.cli.ui.pages import render_page, write_page
+    from sft_plugins.integrations import Overrides, read_plan
+    from sft_plugins.preflight import PARTS, colour, run_preflight
 
-        given = masking_options(
-            train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning, role=role,
-            ignore_column=ignore_column, overflow=overflow,
-        )  # fmt: skip
-        masking = {name: value for name, value in given.items() if value and value != _USUAL.get(name)}
-        plan = read_plan(
-            config, Overrides(model=model, data=data, devices=devices, components=components, masking=masking)
+    # What is not given is as the configuration has it.
+    given = masking.given() | ({} if overflow == "raise" else {"overflow": overflow})
+    plan = read_plan(config, Overrides(model=model, data=data, devices=devices, components=components, masking=given))
+    with out.progress.status("reading") as status:
+        done: dict[str, int] = {}
+
+        def progress(stage: str, rows: int) -> None:
+            done[stage] = done.get(stage, 0) + rows
+            status.update(f"{stage}: {done[stage]:,} rows" if done[stage] else stage)
+
+        verdict = run_preflight(plan, limit=limit, progress=progress)
+    show(verdict, out)
+    if html is not None:
+        colours = {part: colour(verdict.of(part)) for part in PARTS}
+        page = render_page(
+            "preflight.html.j2", verdict=verdict, words=WORDS, titles=TITLES, facts=facts(verdict), colours=colours
         )
-        with out.progress.status("reading") as status:
-            done: dict[str, int] = {}
-
-            def progress(stage: str, rows: int) -> None:
-                done[stage] = done.get(stage, 0) + rows
-                status.update(f"{stage}: {done[stage]:,} rows" if done[stage] else stage)
-
-            verdict = run_preflight(plan, limit=limit, progress=progress)
-        show(verdict, out)
-        if html is not None:
-            colours = {part: colour(verdict.of(part)) for part in PARTS}
-            page = render_page(
-                "preflight.html.j2", verdict=verdict, words=WORDS, titles=TITLES, facts=facts(verdict), colours=colours
-            )
-            write_page(html, page)
-        out.emit({"command": "preflight", **verdict.to_dict()})
-    if verdict.colour == "red":
-        raise typer.Exit(EXIT_FINDINGS)
+        write_page(html, page)
+    out.emit({"command": "preflight", **verdict.to_dict()})
+    return EXIT_FINDINGS if verdict.colour == "red" else EXIT_OK
 
 
 def facts(verdict: Verdict) -> dict[str, str]:

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins.cli.ui import options
+from sft_plugins.cli.ui.command import add_command
 from sft_plugins.cli.ui.inputs import step
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_NO_VERDICT, Output
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_NO_VERDICT, EXIT_OK, Output
 from sft_plugins.errors import AssetError
 
 if TYPE_CHECKING:
@@ -50,47 +50,42 @@ class Run:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(report)
+    add_command(app, report, epilog=_EPILOG)
 
 
 def report(
+    out: Output,
+    *,
     runs: Annotated[
         list[Path], typer.Argument(help="A history.jsonl, or a training's output folder.", show_default=False)
     ],
     html: Annotated[Path | None, typer.Option(help="Write the full report as one HTML page.")] = None,
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+) -> int:
     """Show whether a training's answers collapse: verdict, key figures and findings, of one run or several."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        with step(out, "reading histories"):
-            found = [read_run(path) for place in runs for path in find_histories(place)]
-        found = _told_apart(list({run.path.resolve(): run for run in found}.values()))
-        for shown in _one(found[0]) if len(found) == 1 else _several(found):
-            out.console.print(shown)
-        if html is not None:
-            from sft_plugins.cli.ui.pages import write_page
+    with step(out, "reading histories"):
+        found = [read_run(path) for place in runs for path in find_histories(place)]
+    found = _told_apart(list({run.path.resolve(): run for run in found}.values()))
+    for shown in _one(found[0]) if len(found) == 1 else _several(found):
+        out.console.print(shown)
+    if html is not None:
+        from sft_plugins.cli.ui.pages import write_page
 
-            with step(out, "drawing the page"):
-                write_page(html, page(found))
-            out.console.print(Text(f"page written to {html}"))
-        alarm = any(run.report.status in ("warn", "critical") for run in found)
-        blind = any(run.report.status == "blind" for run in found)
-        out.emit(
-            {
-                "command": "report",
-                "ok": not alarm and not blind,
-                "runs": [
-                    {"run": run.name, "history": run.path, "ended": run.ended, "report": run.report.to_json()}
-                    for run in found
-                ],
-            }
-        )
-    if alarm:
-        raise typer.Exit(EXIT_FINDINGS)
-    if blind:
-        raise typer.Exit(EXIT_NO_VERDICT)
+        with step(out, "drawing the page"):
+            write_page(html, page(found))
+        out.console.print(Text(f"page written to {html}"))
+    alarm = any(run.report.status in ("warn", "critical") for run in found)
+    blind = any(run.report.status == "blind" for run in found)
+    out.emit(
+        {
+            "command": "report",
+            "ok": not alarm and not blind,
+            "runs": [
+                {"run": run.name, "history": run.path, "ended": run.ended, "report": run.report.to_json()}
+                for run in found
+            ],
+        }
+    )
+    return EXIT_FINDINGS if alarm else EXIT_NO_VERDICT if blind else EXIT_OK
 
 
 def find_histories(place: Path) -> list[Path]:

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_plugins.cli.ui import options
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_NO_VERDICT, Output
+from sft_plugins.cli.ui.command import add_command
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_NO_VERDICT, EXIT_OK, Output
 from sft_plugins.errors import CollapseError
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ _STYLES = {"recommended": "bold green", "as_trained": "bold green", "none": "bol
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_EPILOG)(soften)
+    add_command(app, soften, epilog=_EPILOG)
 
 
 def soften(
+    out: Output,
+    *,
     run: Annotated[
         Path, typer.Argument(help="A watched training's output folder, or one of its checkpoints.", show_default=False)
     ],
@@ -51,34 +54,27 @@ def soften(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the trade-off as one HTML page.")] = None,
     device: options.DEVICE = "auto",
-    quiet: options.QUIET = False,
-    as_json: options.JSON = False,
-) -> None:
+) -> int:
     """Find the share λ of a run's training that keeps its gain and gives variety back, and write that model."""
-    out = Output(quiet=quiet, as_json=as_json)
-    with out.guard():
-        shares = _shares(at)
-        with out.progress.status("reading the run") as status:
-            from sft_plugins.collapse import soften as run_soften
-            from sft_plugins.preflight import choose_device
+    shares = _shares(at)
+    with out.progress.status("reading the run") as status:
+        from sft_plugins.collapse import soften as run_soften
+        from sft_plugins.preflight import choose_device
 
-            found = run_soften(
-                run, at=shares, base_model=base, output_dir=output, watch=watch, embedder=embedder,
-                device=choose_device(device), advance=status.update,
-            )  # fmt: skip
-        _show(found, out)
-        if html is not None:
-            from sft_plugins.cli.ui.pages import write_page
-            from sft_plugins.collapse import softening_page
+        found = run_soften(
+            run, at=shares, base_model=base, output_dir=output, watch=watch, embedder=embedder,
+            device=choose_device(device), advance=status.update,
+        )  # fmt: skip
+    _show(found, out)
+    if html is not None:
+        from sft_plugins.cli.ui.pages import write_page
+        from sft_plugins.collapse import softening_page
 
-            write_page(html, softening_page(found))
-            out.console.print(Text(f"page written to {html}"))
-        outcome = found.tradeoff.outcome
-        out.emit({"command": "soften", "ok": outcome in ("recommended", "as_trained"), **found.to_json()})
-    if outcome == "none":
-        raise typer.Exit(EXIT_FINDINGS)
-    if outcome == "blind":
-        raise typer.Exit(EXIT_NO_VERDICT)
+        write_page(html, softening_page(found))
+        out.console.print(Text(f"page written to {html}"))
+    outcome = found.tradeoff.outcome
+    out.emit({"command": "soften", "ok": outcome in ("recommended", "as_trained"), **found.to_json()})
+    return {"none": EXIT_FINDINGS, "blind": EXIT_NO_VERDICT}.get(outcome, EXIT_OK)
 
 
 def _shares(at: str) -> list[float]:

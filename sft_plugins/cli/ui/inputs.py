@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Te
 from rich.table import Table
 from rich.text import Text
 
-from sft_plugins._options import Overflow, Reasoning, SpecialTokens, Thinking, TrainOn, words
+from sft_plugins._options import Overflow
+from sft_plugins.cli.ui.options import Masking
 from sft_plugins.cli.ui.output import Output
 from sft_plugins.errors import AssetError
 
@@ -30,53 +31,16 @@ def open_rows(data: str, *, split: str | None, limit: int | None = None) -> Sour
     return source
 
 
-def masking_options(
-    *,
-    train_on: TrainOn,
-    special_tokens: str,
-    thinking: Thinking,
-    reasoning: Reasoning,
-    role: list[str] | None,
-    ignore_column: list[str] | None,
-    overflow: Overflow,
-) -> dict[str, Any]:
-    """Options of `PromptMasker` as the command line has them."""
-    return {
-        "train_on": train_on,
-        "special_tokens_in_content": special_tokens
-        if special_tokens in words(SpecialTokens)
-        else special_tokens.split(","),
-        "thinking": thinking,
-        "reasoning": reasoning,
-        "overflow": overflow,
-        "roles": {name: meaning for name, _, meaning in (one.partition("=") for one in role or ())},
-        "ignore_columns": ignore_column or (),
-    }
-
-
 def load_masker(
-    output: Output,
-    model: str,
-    *,
-    train_on: TrainOn,
-    special_tokens: str,
-    thinking: Thinking,
-    reasoning: Reasoning,
-    role: list[str] | None,
-    ignore_column: list[str] | None,
-    max_length: int | None,
-    overflow: Overflow,
+    output: Output, model: str, masking: Masking, *, max_length: int | None = None, overflow: Overflow = "raise"
 ) -> PromptMasker:
     """`PromptMasker` with the tokenizer of `model`. Rows that it refuses are dropped and counted, not raised."""
     with step(output, "loading the tokenizer"):
         from sft_plugins.masking import PromptMasker
         from sft_plugins.preflight import load_tokenizer
 
-        options = masking_options(
-            train_on=train_on, special_tokens=special_tokens, thinking=thinking, reasoning=reasoning, role=role,
-            ignore_column=ignore_column, overflow=overflow,
-        )  # fmt: skip
-        return PromptMasker(load_tokenizer(model), errors="drop", max_length=max_length, **options)
+        tokenizer = load_tokenizer(model)
+        return PromptMasker(tokenizer, errors="drop", max_length=max_length, overflow=overflow, **masking.options())
 
 
 def refuse_packed(kind: str, data: str) -> None:
