@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import SFTPluginsError
 
 Error = TypeVar("Error", bound=SFTPluginsError)
+
+TREE_COLUMNS = ("seq_depths", "seq_parents")
+"""Columns of a packed row, and keys of a batch, that say which documents are branches of which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,82 @@ def integers(value: Any, name: str, error: type[SFTPluginsError], *, booleans: b
     return array.astype(np.int64) if array.dtype.kind not in "iu" or array.dtype == np.uint64 else array
 
 
+class Segments(NamedTuple):
+    """The documents of a packed row, in order; those of trees may be branches of earlier ones. int64 `[N]` each.
+
+    Attributes:
+        lengths: tokens of its own. depths: tokens of its parent's path that it sees. parents: number of the document that it
+            branches from, -1 of a root. A branch's first token is its parent's at the fork, repeated.
+    """
+
+    lengths: np.ndarray
+    depths: np.ndarray
+    parents: np.ndarray
+
+    @property
+    def branched(self) -> bool:
+        return bool((self.parents >= 0).any() or self.depths.any())
+
+    def fault(self) -> str | None:
+        """What is wrong with the first branch that hangs on nothing."""
+        branch, of = self.parents >= 0, np.clip(self.parents, 0, self.lengths.size - 1)
+        bad = (self.parents < -1) | (self.parents >= np.arange(self.lengths.size))
+        bad |= np.where(branch, self.depths < self.depths[of], self.depths != 0)
+        # The parent's token at the fork is repeated, so it has one there.
+        bad |= branch & (self.depths >= (self.depths + self.lengths)[of])
+        if not bad.any():
+            return None
+        one = int(np.argmax(bad))
+        return (
+            f"document {one} branches from document {self.parents[one]} at depth {self.depths[one]}, which is no place "
+            "in an earlier document's own tokens"
+        )
+
+    def paths(self) -> list[np.ndarray]:
+        """For each document the packed positions that its last token sees."""
+        found: list[np.ndarray] = []
+        starts = np.cumsum(self.lengths) - self.lengths
+        for start, length, depth, parent in zip(starts, self.lengths, self.depths, self.parents, strict=True):
+            own = np.arange(start, start + length)
+            found.append(own if parent < 0 else np.concatenate((found[parent][:depth], own)))
+        return found
+
+
+def read_segments(row: Mapping[str, Any], ids: np.ndarray, error: type[SFTPluginsError]) -> Segments:
+    """What `seq_lengths`, and of trees `seq_depths` and `seq_parents`, say of a packed row of `ids`.
+
+    Raises:
+        SFTPluginsError: `bad_schema`, `length_mismatch`, `boundaries`.
+    """
+    if TREE_COLUMNS[0] not in row and TREE_COLUMNS[1] not in row:
+        lengths = document_lengths(row["seq_lengths"], ids.size, error)
+        return Segments(lengths, np.zeros_like(lengths), np.full_like(lengths, -1))
+    if missing := [name for name in ("seq_lengths", *TREE_COLUMNS) if row.get(name) is None]:
+        raise error(
+            f"the row has no {' and no '.join(missing)}, so where its branches begin is lost",
+            code="bad_schema",
+            remedy="remove_unused_columns=False keeps the columns",
+        )
+    ends, depths, parents = (
+        integers(row[name], name, error).astype(np.int64) for name in ("seq_lengths", *TREE_COLUMNS)
+    )
+    if not ends.size == depths.size == parents.size:
+        raise length_mismatch("documents in seq_parents", parents.size, ends.size, error)
+    segments = Segments(document_lengths(ends - depths, ids.size, error), depths, parents)
+    fault = segments.fault()
+    if fault is None:
+        paths, starts = segments.paths(), np.cumsum(segments.lengths) - segments.lengths
+        for fork in np.flatnonzero(parents >= 0):
+            if ids[starts[fork]] != ids[paths[parents[fork]][depths[fork]]]:
+                fault = (
+                    f"document {fork} does not begin with the token of document {parents[fork]} at which it branches"
+                )
+                break
+    if fault is not None:
+        raise error(fault, code="boundaries", remedy="take the rows as pack_dataset made them")
+    return segments
+
+
 def document_lengths(value: Any, tokens: int, error: type[SFTPluginsError]) -> np.ndarray:
     """`seq_lengths` of a row of `tokens`, int64 `[N]`.
 
@@ -79,10 +158,12 @@ def document_lengths(value: Any, tokens: int, error: type[SFTPluginsError]) -> n
 
 def already_packed(row: Mapping[str, Any] | Collection[str], error: type[Error]) -> Error | None:
     """The error of a row, or of the columns of a data set, that says where its documents end where it must be one document."""
-    if "seq_lengths" not in row or (isinstance(row, Mapping) and row["seq_lengths"] is None):
+    names = ("seq_lengths", *TREE_COLUMNS)
+    found = [name for name in names if name in row and not (isinstance(row, Mapping) and row[name] is None)]
+    if not found:
         return None
     return error(
-        "the rows are packed already: they have `seq_lengths`",
+        f"the rows are packed already: they have `{found[0]}`",
         code="already_packed",
         remedy="take the rows that those were made from; packed rows are for BlockDiagonalPackingCollator(rows='packed')",
     )

@@ -122,7 +122,7 @@ def show(shown: list[ShownRow], console: Console, *, most: int | None) -> None:
         for number, (start, end) in enumerate(part.turns):
             if start in documents:
                 i = documents[start]
-                console.print(Text(f"── document {i + 1} of {len(part.documents)} ──", "bold"))
+                console.print(Text(f"── document {i + 1} of {len(part.documents)}{goes_on(part, i)} ──", "bold"))
             if most is not None and start >= most:
                 break
             stop = end if most is None else min(end, most)
@@ -145,6 +145,12 @@ def heading(part: ShownRow) -> str:
     return f"row {part.row}{which}: {len(part.ids):,} tokens, {part.trained:,} trained{documents}"
 
 
+def goes_on(part: ShownRow, document: int) -> str:
+    """What a branch of a tree shares; its first token, which is shown, is the last of it."""
+    shared = part.shared(document)
+    return "" if shared is None else f", behind the first {shared[1]:,} tokens of document {shared[0] + 1}"
+
+
 def as_data(part: ShownRow) -> dict[str, Any]:
     """A row for --json."""
     columns = zip(part.ids, part.labels, part.texts, part.kinds, strict=True)
@@ -156,6 +162,7 @@ def as_data(part: ShownRow) -> dict[str, Any]:
         "tokens": tokens,
         "turns": part.turns,
         "documents": part.documents,
+        "shared": [part.shared(i) for i in range(len(part.documents))],
         "faults": part.faults,
     }
 
@@ -190,6 +197,8 @@ def for_page(part: ShownRow) -> dict[str, Any]:
     documents = [
         {
             "number": i + 1,
+            "goes_on": goes_on(part, i),
+            "sees": part.sees(i),
             "name": f"{name}-document-{i + 1}",
             "start": start,
             "end": end,

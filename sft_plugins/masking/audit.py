@@ -18,7 +18,7 @@ from datasets import Dataset
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
-from sft_plugins.masking.examples.tokenized import document_arrays
+from sft_plugins.masking.examples.tokenized import documents_of
 from sft_plugins.masking.headers import assistant_header, turn_starts, unsupervised_turns
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
@@ -30,7 +30,8 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     """Audit rows with `input_ids` and `labels`, `completion_mask` or `assistant_masks`. Nothing is raised for a bad row.
 
     Packed rows (with `seq_lengths`) are taken apart: `rows_out`, failures and what is counted by length are their documents,
-    and `first_documents` says which.
+    and `first_documents` says which. Of trees a document is its path: tokens are counted in every row that shares them,
+    labels once.
 
     Returns:
         A `MaskReport` whose `failures` count, by code, the rows that break an invariant of strict masking:
@@ -48,7 +49,7 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     header = assistant_header(text, renderer)
     rules = RowRules(vocabulary_size=text.size, bos_token_id=tokenizer.bos_token_id)
     names = {i: text.decode([i]) for i in stops}
-    report, packed = MaskReport(), False
+    report, packed, stored = MaskReport(), False, 0
     prompts: list[np.ndarray] = []
     # Documents by what stands before their supervised runs; and those with answers left out: row, document, message, what
     # stands before their one run, and before each answer that carries no loss.
@@ -57,14 +58,16 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     for row, example in enumerate(dataset):
         report.rows_in += 1
         try:
-            documents = document_arrays(example) if "input_ids" in example else _refuse(example)
+            documents = documents_of(example) if "input_ids" in example else _refuse(example)
         except MaskingError as error:
             report.add_failure(error.code, row, error.message, document=0)
             continue
         packed |= len(documents) > 1
-        for document, (ids, labels) in enumerate(documents):
+        stored += len(example["input_ids"])
+        in_trees = sum(len(ids) for ids, *_ in documents) > len(example["input_ids"])
+        for document, (ids, labels, trained_elsewhere) in enumerate(documents):
             violation = find_violation(ids, labels, rules)
-            if violation is not None:
+            if violation is not None and not (trained_elsewhere and violation.code == "no_supervised_tokens"):
                 report.add_failure(violation.code, row, violation.message, document=document)
                 if violation.code in ("length_mismatch", "id_out_of_range") or not len(ids):
                     continue
@@ -79,7 +82,8 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
             missed = unsupervised_turns(ids, labels, header) if len(runs) else np.empty(0, np.int64)
             if missed.size:
                 message = f"{missed.size} answers carry no loss, the first at token {int(missed[0])}."
-                before = [_digest(ids[:at]) for at in missed] if len(runs) == 1 else []
+                # Of a tree a row may train what earlier rows of its conversation train too, where both end alike.
+                before = [_digest(ids[:at]) for at in missed] if len(runs) == 1 or in_trees else []
                 untrained.append((row, document, message, _digest(ids[: runs[0, 0]]), before))
             report.add_rows(np.array([row]), ids, labels, np.array([0, len(ids)]), names)
             if len(prompts) < PREFIX_ROWS:
@@ -106,6 +110,10 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
         )
     if packed:
         report.notes.append("rows are packed: each of their documents was checked by itself")
+        if report.tokens > stored:
+            report.notes.append(
+                f"documents that begin alike share tokens (trees): {stored:,} tokens hold rows of {report.tokens:,}"
+            )
     else:
         report.failures = {code: replace(found, first_documents=[]) for code, found in report.failures.items()}
     if not header:

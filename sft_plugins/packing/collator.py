@@ -21,12 +21,20 @@ from torch import nn
 from sft_plugins._checks import one_of, whole_number
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins._models import causal_lm_of
-from sft_plugins._rows import RowRules, already_packed, document_lengths, first_fault, integers, length_mismatch
+from sft_plugins._rows import (
+    TREE_COLUMNS,
+    RowRules,
+    already_packed,
+    first_fault,
+    integers,
+    length_mismatch,
+    read_segments,
+)
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.forward import installed_backend
-from sft_plugins.packing.isolation.trees import TREE_KEYS, Trees
+from sft_plugins.packing.isolation.trees import Trees
 
 ROWS = ("packed", "documents")
 
@@ -138,56 +146,24 @@ class BlockDiagonalPackingCollator:
                 code="bad_schema",
                 remedy="cut the padding off; documents are told apart by seq_lengths",
             )
-        if TREE_KEYS[0] in feature or TREE_KEYS[1] in feature:
-            return ids, labels, *self._segments(feature, ids)
-        lengths = self._lengths(feature, ids.size)
-        return ids, labels, lengths, np.zeros_like(lengths), np.full_like(lengths, -1)
-
-    def _segments(self, feature: Mapping[str, Any], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int64 (lengths, depths, parents) of a row with the columns of trees; the lengths are those of its own tokens."""
-        if missing := [name for name in ("seq_lengths", *TREE_KEYS) if feature.get(name) is None]:
-            raise PackingError(
-                f"the row has no {' and no '.join(missing)}, so where its branches begin is lost",
-                code="bad_schema",
-                remedy="remove_unused_columns=False keeps the columns",
-            )
-        ends, depths, parents = (
-            integers(feature[name], name, PackingError).astype(np.int64) for name in ("seq_lengths", *TREE_KEYS)
-        )
-        if not ends.size == depths.size == parents.size:
-            raise length_mismatch("documents in seq_parents", parents.size, ends.size, PackingError)
-        lengths = document_lengths(ends - depths, ids.size, PackingError)
-        if (parents >= 0).any() or depths.any():
-            if not self.isolation.prefix_trees:
-                raise PackingError(
-                    "the row holds trees (`seq_parents`), and the model was not proved to keep their branches apart",
-                    code="prefix_trees",
-                    remedy="{no_trees:pack with share_prefixes=False}; the report of isolation notes what stands against trees",
-                )
-            trees = Trees(lengths=lengths, depths=depths, parents=parents)
-            forks = np.flatnonzero(parents >= 0)
-            repeated = np.array([trees.paths()[parents[fork]][depths[fork]] for fork in forks])
-            if (wrong := ids[trees.starts[forks]] != ids[repeated]).any():
-                raise PackingError(
-                    f"document {forks[np.argmax(wrong)]} does not begin with the token of document "
-                    f"{parents[forks][np.argmax(wrong)]} at which it branches",
-                    code="boundaries",
-                    remedy="take the rows as pack_dataset made them",
-                )
-        return lengths, depths, parents
-
-    def _lengths(self, feature: Mapping[str, Any], size: int) -> np.ndarray:
         if self.rows == "documents":
             if packed := already_packed(feature, PackingError):
                 raise packed
-            return document_lengths([size], size, PackingError)
-        if feature.get("seq_lengths") is None:
+            return ids, labels, *read_segments({"seq_lengths": [ids.size]}, ids, PackingError)
+        if feature.get("seq_lengths") is None and not any(name in feature for name in TREE_COLUMNS):
             raise PackingError(
                 f"the row has no `seq_lengths`, so where its documents end is lost; found {', '.join(feature)}",
                 code="bad_schema",
                 remedy="remove_unused_columns=False keeps the column; rows='documents' takes single documents",
             )
-        return document_lengths(feature["seq_lengths"], size, PackingError)
+        segments = read_segments(feature, ids, PackingError)
+        if segments.branched and not self.isolation.prefix_trees:
+            raise PackingError(
+                "the row holds trees (`seq_parents`), and the model was not proved to keep their branches apart",
+                code="prefix_trees",
+                remedy="{no_trees:pack with share_prefixes=False}; the report of isolation notes what stands against trees",
+            )
+        return ids, labels, *segments
 
     def _check(self, ids: np.ndarray, labels: np.ndarray, sizes: list[int]) -> None:
         """Every id is one the model knows, every label is −100 or the id at its place, and something is learned."""

@@ -18,13 +18,14 @@ from datasets import Dataset, Features, List, Value
 from datasets.utils import tqdm
 
 from sft_plugins._checks import stored_rows
+from sft_plugins._rows import TREE_COLUMNS
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import Ints, TokenColumn, place, store
 from sft_plugins.packing.documents import Admitted, Columns, Policies, admit, check_columns
 from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
 from sft_plugins.packing.prefix_tree.fold import Forest, fold
 from sft_plugins.packing.prefix_tree.report import PrefixReport
-from sft_plugins.packing.prefix_tree.rows import BRANCHES, lay
+from sft_plugins.packing.prefix_tree.rows import lay
 from sft_plugins.packing.report import PackReport, expected_padding
 
 BATCH_TOKENS = 2**22
@@ -114,7 +115,7 @@ def pack_dataset(
         )
         prefixes = PrefixReport.of(forest, admitted.lengths)
         plan = plan_packs(forest.tokens, policies.capacity, seed=seed)
-        features = Features(features | {name: List(Value("int32")) for name in BRANCHES})
+        features = Features(features | {name: List(Value("int32")) for name in TREE_COLUMNS})
         options += ("share_prefixes",)
         batches = _tree_batches(columns, admitted, forest, plan, features)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sft_plugins.preflight.data.documents import document_spans as document_spans
     from sft_plugins.preflight.data.documents import kind_of as kind_of
+    from sft_plugins.preflight.data.documents import segments_of as segments_of
     from sft_plugins.preflight.data.documents import with_lengths as with_lengths
     from sft_plugins.preflight.data.files import home as home
     from sft_plugins.preflight.data.files import read_text as read_text
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 # Imported when first used: reading a configuration needs no torch.
 _NAMES = {
-    "data.documents": ("document_spans", "kind_of", "with_lengths"),
+    "data.documents": ("document_spans", "kind_of", "segments_of", "with_lengths"),
     "data.files": ("home", "read_text", "scratch_folder", "writing_rows"),
     "data.masked": ("data_facts", "mask_rows", "unfinished_folder"),
     "data.readers": ("Row",),

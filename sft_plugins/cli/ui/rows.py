@@ -2,7 +2,7 @@
 
 raw row        →  PromptMasker        →  one or several rows of tokens, or the error that refuses it
 tokenised row  →  its own masks       →  one row of tokens, with the faults that `check_masks` finds
-packed row     →  its own labels      →  one row of tokens, with its documents and their faults
+packed row     →  its own labels      →  one row of tokens, with its documents, what they share, and their faults
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._rows import Segments
 from sft_plugins.cli.ui.render import Kind, token_kinds
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import ChatRenderer, PromptMasker, TextTokenizer, assistant_header, check_masks, label_arrays
-from sft_plugins.preflight import document_spans, kind_of
+from sft_plugins.preflight import segments_of, with_lengths
 
 Span = tuple[int, int]
 _CONTEXT = 8  # tokens before one that may share a character with it, and more
@@ -43,6 +44,7 @@ class ShownRow:
         row: number in the data. part: which of the rows that it became, 0 for the first.
         ids, labels, texts, kinds: `[T]` each; the texts joined are the row's text.
         turns, documents: spans of tokens that cover the row.
+        segments: of a packed row, which of its documents are branches of which.
         faults: empty for an exact row.
     """
 
@@ -54,11 +56,26 @@ class ShownRow:
     kinds: list[Kind] = field(default_factory=list)
     turns: list[Span] = field(default_factory=list)
     documents: list[Span] = field(default_factory=list)
+    segments: Segments | None = None
     faults: list[Fault] = field(default_factory=list)
 
     @property
     def trained(self) -> int:
         return sum(label != IGNORE_INDEX for label in self.labels)
+
+    def shared(self, document: int) -> tuple[int, int] | None:
+        """Of a branch: the document that it goes on from, and how many of its first tokens are that one's too."""
+        if self.segments is None or self.segments.parents[document] < 0:
+            return None
+        return int(self.segments.parents[document]), int(self.segments.depths[document]) + 1
+
+    def sees(self, document: int) -> list[Span]:
+        """Spans of the row that a branch sees before its own tokens."""
+        if self.segments is None:
+            return []
+        before = self.segments.paths()[document][: self.segments.depths[document]]
+        pieces = np.split(before, np.flatnonzero(np.diff(before) != 1) + 1) if len(before) else []
+        return [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
 
 
 class RowReader:
@@ -88,9 +105,7 @@ class RowReader:
             ids, labels = label_arrays(row)
         except MaskingError as error:
             return ShownRow(number, faults=[Fault(error.code, error.message, error.remedy or "")])
-        documents = document_spans(row) if kind_of(row) == "packed" else []
-        spans = documents or [(0, len(ids))]
-        report = check_masks([{"input_ids": ids[a:b], "labels": labels[a:b]} for a, b in spans], self._tokenizer)
+        report = check_masks([with_lengths(dict(row))], self._tokenizer)
         faults = [Fault(code, found.example) for code, found in report.failures.items()]
         if "id_out_of_range" in report.failures:  # ids of another tokenizer have no text
             return ShownRow(number, faults=faults)
@@ -100,7 +115,8 @@ class RowReader:
             padded = np.full(len(mask), IGNORE_INDEX)
             padded[np.array(mask, bool)] = labels
             ids, labels = np.asarray(row["input_ids"]), padded
-        return self._shown(number, 0, ids.tolist(), labels.tolist(), mask=mask, documents=documents, faults=faults)
+        segments = segments_of(row, ids)
+        return self._shown(number, 0, ids.tolist(), labels.tolist(), mask=mask, segments=segments, faults=faults)
 
     def _shown(
         self,
@@ -110,16 +126,23 @@ class RowReader:
         labels: list[int],
         *,
         mask: list[int] | None = None,
-        documents: Sequence[Span] = (),
+        segments: Segments | None = None,
         faults: Sequence[Fault] = (),
     ) -> ShownRow:
         special, stops = self._text.special_ids, self._masker.stop_token_ids
         kinds = token_kinds(labels, input_ids=ids, special_ids=special, stop_ids=stops, attention_mask=mask)
         starts = turn_starts(ids, labels, special_ids=special, stop_ids=stops, opening=self._opening)
+        if segments is None:
+            texts, documents = token_texts(self._text, ids), []
+        else:
+            ends = np.cumsum(segments.lengths).tolist()
+            documents = list(pairwise([0, *ends]))
+            # Along its path, for a branch may begin within a character.
+            paths = [token_texts(self._text, [ids[at] for at in path]) for path in segments.paths()]
+            texts = [text for path, depth in zip(paths, segments.depths, strict=True) for text in path[depth:]]
         starts |= {start for start, _ in documents}
         turns = list(pairwise([*sorted(starts), len(ids)]))
-        texts = token_texts(self._text, ids)
-        return ShownRow(row, part, ids, labels, texts, kinds, turns, list(documents), list(faults))
+        return ShownRow(row, part, ids, labels, texts, kinds, turns, documents, segments, list(faults))
 
 
 def turn_starts(

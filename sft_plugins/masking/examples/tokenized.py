@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
-from sft_plugins._rows import already_packed, document_lengths, integers, length_mismatch
+from sft_plugins._rows import already_packed, integers, length_mismatch, read_segments
 from sft_plugins.errors import MaskingError
 
 MASK_COLUMNS = ("completion_mask", "assistant_masks")
@@ -90,14 +90,61 @@ def label_arrays(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return ids, labels
 
 
-def document_arrays(row: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`label_arrays` of every document of a tokenised row: of the one, or of those that its `seq_lengths` tell apart."""
+class Document(NamedTuple):
+    """One document of a row, int64 `[T]` each; of a tree the row that a branch's path stands for.
+
+    Attributes:
+        trained_elsewhere: it carries no loss, but tokens that it shares do: which of the rows trains those is not told.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    trained_elsewhere: bool = False
+
+
+def documents_of(row: Mapping[str, Any]) -> list[Document]:
+    """`label_arrays` of every document of a tokenised row: of the one, or of those that its `seq_lengths` tell apart.
+
+    Documents of trees are their paths; over all of them every label stands once:
+
+        A B C D | B E F, branch at 1    →    A B C D    A B E F         labels of A B stand in the first
+    """
     ids, labels = label_arrays(row)
     if row.get("seq_lengths") is None:
-        return [(ids, labels)]
-    lengths = document_lengths(row["seq_lengths"], len(ids), MaskingError)
-    ends = np.cumsum(lengths)[:-1]
-    return list(zip(np.split(ids, ends), np.split(labels, ends), strict=True))
+        refuse_packed(row)
+        return [Document(ids, labels)]
+    segments = read_segments(row, ids, MaskingError)
+    paths = segments.paths()
+    marks: list[np.ndarray] = []  # where the labels of each path stand: a repeated token's is its parent's
+    for path, depth, parent in zip(paths, segments.depths, segments.parents, strict=True):
+        marks.append(np.concatenate((marks[parent][: depth + 1], path[depth + 1 :])) if depth else path)
+    owner = np.repeat(np.arange(len(paths)), segments.lengths)
+    for number in np.flatnonzero(segments.depths).tolist():
+        _claim_run(number, int(segments.depths[number]), marks, owner, labels != IGNORE_INDEX)
+    documents = []
+    for number, (path, at) in enumerate(zip(paths, marks, strict=True)):
+        own = np.where(owner[at] == number, labels[at], IGNORE_INDEX)
+        elsewhere = bool((own == IGNORE_INDEX).all() and (labels[at] != IGNORE_INDEX).any())
+        documents.append(Document(ids[path], own, elsewhere))
+    return documents
+
+
+def _claim_run(number: int, depth: int, marks: list[np.ndarray], owner: np.ndarray, trained: np.ndarray) -> None:
+    """Give a trained run that goes on in a branch to that branch, unless the row that has it goes on with it too.
+
+    labels … 5 6 −100 …  and a branch behind 6 that goes on with 7      →      5 6 7 is one run, of the branch
+    """
+
+    def goes_on(row: int) -> bool:
+        return bool(trained[marks[row][depth + 1 : depth + 2]].any())
+
+    whose = owner[marks[number][depth]]
+    if not goes_on(number) or goes_on(whose):
+        return
+    for at in marks[number][depth::-1]:
+        if not trained[at] or owner[at] != whose:
+            break
+        owner[at] = number
 
 
 def _column(row: Mapping[str, Any], name: str, length: int) -> np.ndarray:

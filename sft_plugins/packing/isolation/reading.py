@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sft_plugins._rows import TREE_COLUMNS
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.boundaries import (
     BOUNDARY_KEYS,
@@ -25,7 +26,7 @@ from sft_plugins.packing.isolation.boundaries import (
     whole_number,
 )
 from sft_plugins.packing.isolation.masks import bad_numbers, describe, two_axes
-from sft_plugins.packing.isolation.trees import TREE_KEYS, take_trees
+from sft_plugins.packing.isolation.trees import take_trees
 
 _OTHER_NAMES = frozenset(
     {"cu_seqlens", "cu_seqlens_q", "cu_seqlens_k", "cu_seq_lens", "max_seqlen", "max_seqlen_q", "max_seqlen_k"}
@@ -70,12 +71,12 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
             `bad_mask`, `block_mask`, if it can be read in no way, or tells documents apart by itself;
             `cache_with_boundaries`, if a cache came along.
     """
-    popped = {key: arguments.pop(key) for key in (*BOUNDARY_KEYS, *TREE_KEYS) if key in arguments}
+    popped = {key: arguments.pop(key) for key in (*BOUNDARY_KEYS, *TREE_COLUMNS) if key in arguments}
     given = {key: value for key, value in popped.items() if value is not None}
     mask, cache = arguments.get("attention_mask"), [name for name in CACHES if arguments.get(name) is not None]
     if not given and tokens == 1:
         return None  # generation's single tokens: one token is no two documents
-    if given.keys() & set(TREE_KEYS):
+    if given.keys() & set(TREE_COLUMNS):
         if cache:
             raise _cached(cache[0])
         return take_trees(given, arguments, rows=rows, tokens=tokens)

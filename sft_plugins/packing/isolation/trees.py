@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sft_plugins._rows import TREE_COLUMNS, Segments
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.boundaries import Boundaries, Group, integers, malformed, whole_number
-
-TREE_KEYS = ("seq_depths", "seq_parents")
-"""Keys of a batch that say which documents are branches of which."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,18 +48,12 @@ class Trees(Boundaries):
             raise malformed(
                 f"{self.depths.size} seq_depths and {self.parents.size} seq_parents came with {self.lengths.size} documents"
             )
-        index, branch = np.arange(self.lengths.size), self.parents >= 0
-        of = np.maximum(self.parents, 0)
-        bad = (self.parents < -1) | (self.parents >= index)
-        bad |= np.where(branch, self.depths < self.depths[of], self.depths != 0)
-        # The parent's token at the fork is repeated, so it has one there.
-        bad |= branch & (self.depths >= (self.depths + self.lengths)[of])
-        if bad.any():
-            one = int(np.argmax(bad))
-            raise malformed(
-                f"document {one} branches from document {self.parents[one]} at depth {self.depths[one]}, which is no place "
-                "in an earlier document's own tokens"
-            )
+        if (fault := self.segments.fault()) is not None:
+            raise malformed(fault)
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(self.lengths, self.depths, self.parents)
 
     @property
     def path_lengths(self) -> np.ndarray:
@@ -70,11 +62,7 @@ class Trees(Boundaries):
     def paths(self) -> list[np.ndarray]:
         """For each document the packed positions that its last token sees."""
         if "paths" not in self.scratch:
-            found: list[np.ndarray] = []
-            for start, length, depth, parent in zip(self.starts, self.lengths, self.depths, self.parents, strict=True):
-                own = np.arange(start, start + length)
-                found.append(own if parent < 0 else np.concatenate((found[parent][:depth], own)))
-            self.scratch["paths"] = found
+            self.scratch["paths"] = self.segments.paths()
         return self.scratch["paths"]
 
     def seen(self, device: torch.device | str) -> torch.Tensor:
@@ -125,9 +113,9 @@ def take_trees(given: dict[str, Any], arguments: MutableMapping[str, Any], *, ro
         PackingError: `boundaries`.
         ContaminationError: `mask_with_boundaries`, `cache_with_boundaries`.
     """
-    if missing := [key for key in ("cu_seq_lens_q", *TREE_KEYS) if key not in given]:
+    if missing := [key for key in ("cu_seq_lens_q", *TREE_COLUMNS) if key not in given]:
         raise malformed(f"{' and '.join(given)} came without {' and '.join(missing)}: where branches begin is lost")
-    ends, depths, parents = (integers(given[key], key) for key in ("cu_seq_lens_q", *TREE_KEYS))
+    ends, depths, parents = (integers(given[key], key) for key in ("cu_seq_lens_q", *TREE_COLUMNS))
     if ends.size < 2 or ends[0] != 0 or ends[-1] != rows * tokens:
         raise malformed(f"cu_seq_lens_q must run from 0 to the {rows * tokens} tokens of the batch")
     trees = Trees(lengths=np.diff(ends), rows=rows, depths=depths, parents=parents)

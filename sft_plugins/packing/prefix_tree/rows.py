@@ -17,8 +17,6 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.packing.arrow import Ints, TokenColumn
 from sft_plugins.packing.prefix_tree.fold import Forest
 
-BRANCHES = ("seq_depths", "seq_parents")
-
 
 class Laid(NamedTuple):
     """The columns of some packed rows, flat: tokens, and segments with where each row's begin."""

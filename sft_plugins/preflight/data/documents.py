@@ -9,23 +9,37 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
+from sft_plugins._rows import TREE_COLUMNS, Segments, read_segments
+from sft_plugins.errors import MaskingError
 from sft_plugins.preflight.data.readers import Row
 
 Kind = Literal["raw", "tokenised", "packed"]
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
-    """What a row is, by its columns: `seq_lengths`, or position ids that restart, make it a packed one."""
+    """What a row is, by its columns: `seq_lengths`, rests of trees, or position ids that restart, make it a packed one."""
     if row.get("input_ids") is None:
         return "raw"
-    return "packed" if row.get("seq_lengths") is not None or len(document_spans(row)) > 1 else "tokenised"
+    told = any(row.get(name) is not None for name in ("seq_lengths", *TREE_COLUMNS))
+    return "packed" if told or len(document_spans(row)) > 1 else "tokenised"
 
 
 def document_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Where the documents of a row with `input_ids` begin and end: `seq_lengths` say, or position ids that restart at 0.
 
     A row that is not packed, or whose lengths do not add up to it, is one document.
+
+    Raises:
+        MaskingError: `prefix_trees` for a row of trees, whose documents are no spans: `segments_of` reads those.
     """
+    if any(row.get(name) is not None for name in TREE_COLUMNS):
+        raise MaskingError(
+            "the row holds trees, and its documents share tokens",
+            code="prefix_trees",
+            remedy="pack with share_prefixes=False, or read it with `inspect` and `check_masks`",
+        )
     length = len(row["input_ids"])
     lengths, positions = row.get("seq_lengths"), row.get("position_ids")
     starts = [0]
@@ -36,9 +50,19 @@ def document_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*starts, length]))
 
 
+def segments_of(row: Mapping[str, Any], ids: np.ndarray) -> Segments | None:
+    """The documents of a packed row of `ids`, branches of trees among them; None of any other, and where they do not fit."""
+    if kind_of(row) != "packed":
+        return None
+    try:
+        return read_segments(with_lengths(dict(row)), ids, MaskingError)
+    except MaskingError:
+        return None
+
+
 def with_lengths(row: Row) -> Row:
     """`row`; one that is packed with position ids gets the `seq_lengths` that say the same, for `check_masks` to read."""
-    if row.get("input_ids") is None or row.get("seq_lengths") is not None:
+    if row.get("input_ids") is None or any(row.get(name) is not None for name in ("seq_lengths", *TREE_COLUMNS)):
         return row
     spans = document_spans(row)
     return row if len(spans) == 1 else row | {"seq_lengths": [end - start for start, end in spans]}
