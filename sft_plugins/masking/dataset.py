@@ -44,7 +44,7 @@ RECORD = Features(
         "repeated_tokens": Value("int32"),
         "lost_tokens": Value("int32"),
         "lost_supervised": Value("int32"),
-        "turns": Value("string"),  # JSON of `modes` and `changes`; null where there is neither, as in most rows
+        "told": Value("string"),  # JSON of `modes`, `changes` and `unread`; null where there is none, as in most rows
     }
 )
 
@@ -178,14 +178,15 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
                 name: pa.array([*(getattr(row, name) for row in rows), *blank], pa.int32())
                 for name in ("repeated_tokens", "lost_tokens", "lost_supervised")
             },
-            "turns": pa.array([*map(_turns, rows), *([None] * len(failures))], pa.string()),
+            "told": pa.array([*map(_told, rows), *([None] * len(failures))], pa.string()),
         }
     )
 
 
-def _turns(row: MaskedExample) -> str | None:
+def _told(row: MaskedExample) -> str | None:
     modes, changes = Counter(filter(None, row.modes)), Counter(chain.from_iterable(row.changes))
-    return json.dumps({"modes": modes, "changes": changes}) if modes or changes else None
+    told = {"modes": modes, "changes": changes, "unread": Counter(row.unread)}
+    return json.dumps(told) if any(told.values()) else None
 
 
 def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:
@@ -203,7 +204,7 @@ def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.T
         setattr(report, name, getattr(report, name) + int(rows[name].to_numpy().sum()))
     report.lost_supervised_tokens += int(rows["lost_supervised"].to_numpy().sum())
     report.cut_rows += int((rows["lost_tokens"].to_numpy() > 0).sum())
-    for told, count in Counter(rows["turns"].drop_null().to_pylist()).items():
+    for told, count in Counter(rows["told"].drop_null().to_pylist()).items():
         report.add_turns(**json.loads(told), times=count)
     if len(sources):
         totals = _flat(rows["roles"])[0].reshape(len(sources), len(ORIGINS)).sum(axis=0)

@@ -21,8 +21,9 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
-from sft_plugins.masking.examples.columns import Reading
+from sft_plugins.masking.examples.columns import Reading, unread_switches
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
+from sft_plugins.masking.examples.messages import unread_keys
 from sft_plugins.masking.examples.values import too_deep
 from sft_plugins.masking.headers import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
@@ -122,6 +123,7 @@ class PromptMasker:
             roles=self.options.roles or {},
             ignore_columns=frozenset(self.options.ignore_columns),
             variables=self._renderer.variables,
+            names=self._renderer.names,
         )
         self._rules = RowRules(
             vocabulary_size=self._text.size,
@@ -214,7 +216,13 @@ class PromptMasker:
                 form = self._forms.choose(parsed)
                 turns = plan_turns(form.of(parsed), self._modes, self._text, self._known, self.options)
                 self._coverage.check(turns)
-                return [replace(turn, changes=turn.changes + form.changes) for turn in turns] if form.changes else turns
+                if form.changes:
+                    turns = [replace(turn, changes=turn.changes + form.changes) for turn in turns]
+                unread = (
+                    *unread_keys(parsed.messages, self.reading.names),
+                    *unread_switches(parsed.template_kwargs, self.reading),
+                )
+                return [replace(turns[0], unread=unread), *turns[1:]] if unread else turns
             if isinstance(parsed, TextPair):
                 return plan_pair(parsed, self._text, self._known, self.options)
             if parsed.assistant_mask and self.options.train_on == "all":

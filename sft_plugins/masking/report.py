@@ -80,6 +80,7 @@ class MaskReport:
         longest: `(row, tokens)` of the longest rows out.
         modes: supervised turns by the mode of the template that gives their prompt; empty where templates have one.
         unread_columns: columns of the data of which nothing is known, so that they had no effect.
+        unread_keys: rows of data by keys of messages and switches that the chat template does not read: no effect either.
         changes: turns by what was done so that they are exact, `CHANGES` says what each means.
     """
 
@@ -102,6 +103,7 @@ class MaskReport:
     modes: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
     unread_columns: list[str] = field(default_factory=list)
+    unread_keys: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -149,9 +151,11 @@ class MaskReport:
         candidates = [*self.longest, *((int(sources[i]), int(lengths[i])) for i in top)]
         self.longest = sorted(candidates, key=lambda pair: -pair[1])[:FIRST_ROWS]
 
-    def add_turns(self, modes: Mapping[str, int], changes: Mapping[str, int], *, times: int = 1) -> None:
+    def add_turns(
+        self, modes: Mapping[str, int], changes: Mapping[str, int], unread: Mapping[str, int], *, times: int = 1
+    ) -> None:
         """Count what a row tells of its turns, `times` over."""
-        for counts, added in ((self.modes, modes), (self.changes, changes)):
+        for counts, added in ((self.modes, modes), (self.changes, changes), (self.unread_keys, unread)):
             for name, count in added.items():
                 counts[name] = counts.get(name, 0) + count * times
 
@@ -243,6 +247,8 @@ def _table(report: MaskReport) -> Any:
         add(code, f"{failures.count:,} (rows {failures.places}): {failures.example}", style="red")
     if report.unread_columns:
         add("columns not read", ", ".join(report.unread_columns))
+    if report.unread_keys:
+        add("keys not read", ", ".join(f"{key} ×{count:,}" for key, count in sorted(report.unread_keys.items())))
     for note in report.notes:
         add("note", note)
     return table

@@ -8,6 +8,7 @@ id, source, …                                                              not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,8 @@ _NO_SWITCHES = (
     "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 )  # fmt: skip
+_SPELT_BOOLEANS = ("true", "false", "yes", "no", "on", "off", "0", "1", "")
+_YES_OR_NO = re.compile(r"(enable_|use_|with_|preserve_|keep_|clear_)?(think|thinking|reasoning)")
 # What a template is always given, or calls; no column means them.
 _NO_COLUMNS = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now", "documents")
 
@@ -52,12 +55,14 @@ class Reading:
         roles: names of speakers → roles, before the known names.
         ignore_columns: columns of rows, and keys of messages, that are not looked at.
         variables: names that the chat template reads.
+        names: names that the chat template could look up in a message.
     """
 
     has_chat_template: bool = True
     roles: Mapping[str, str] = field(default_factory=dict)
     ignore_columns: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
 
 def unread_columns(names: Iterable[str], reading: Reading) -> list[str]:
@@ -101,12 +106,19 @@ def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
                 f"`{key}` has one value in its column and another in `chat_template_kwargs`.", "Keep one."
             )
         made[key] = own
+    for key, item in made.items():
+        _check_switch(key, item)
     documents = made.get("documents")
     if documents is not None and not (
         isinstance(documents, (list, tuple)) and all(isinstance(one, Mapping) for one in documents)
     ):
         raise schema_error("`documents` must be a list of mappings.", 'Write [{"title": …, "text": …}].')
     return made
+
+
+def unread_switches(switches: Iterable[str], reading: Reading) -> list[str]:
+    """Those of a row's switches that the chat template does not read."""
+    return [f"chat_template_kwargs.{name}" for name in switches if name not in reading.variables]
 
 
 def check_beside_conversation(
@@ -180,6 +192,22 @@ def _sayings(value: Any) -> list[str]:
             text.strip() for one in said for text in ([one] if isinstance(one, str) else leaves(one)) if text.strip()
         ]
     return [str(value)]
+
+
+def _check_switch(name: str, value: Any) -> None:
+    """A template asks whether a switch is true, and any text is; some ask `is false`, and 0 is not."""
+    if isinstance(value, str):
+        spelt = value.strip().lower() in _SPELT_BOOLEANS
+    else:
+        spelt = (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and _YES_OR_NO.fullmatch(name) is not None
+        )
+    if spelt:
+        raise schema_error(
+            f"the switch `{name}` of the chat template is {value!r}, {type(value).__name__}, and a template does not read "
+            "that as true or false.",
+            "Write the boolean true or false, or leave it out.",
+        )
 
 
 def _text(value: Any, key: str) -> str:

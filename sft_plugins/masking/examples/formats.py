@@ -22,7 +22,7 @@ from sft_plugins.masking.examples.columns import (
     template_kwargs,
 )
 from sft_plugins.masking.examples.flags import check_row_flags
-from sft_plugins.masking.examples.messages import Message, message_texts, read_messages
+from sft_plugins.masking.examples.messages import Message, check_thoughts, message_texts, read_messages
 from sft_plugins.masking.examples.tokenized import Tokenized, parse_tokenized
 from sft_plugins.masking.examples.tools import read_tools
 from sft_plugins.masking.examples.values import check_text, is_blank, read_json, schema_error, too_deep
@@ -134,6 +134,8 @@ def _conversation(
             )
     conversation = Conversation(messages, trainable, tools=read_tools(row), template_kwargs=template_kwargs(row))
     check_beside_conversation(row, form, conversation.texts, reading)
+    for index, message in enumerate(messages):
+        check_thoughts(message, f"message {index} ({message['role']})", reading.names)
     for index, text in enumerate(conversation.texts):
         check_text(text, f"message {index} ({messages[index]['role']})")
     return conversation

@@ -8,7 +8,7 @@ A key that columnar storage filled with `None` never reaches a chat template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from sft_plugins.masking.examples.content import content_text, read_content
@@ -31,6 +31,17 @@ _UNREADABLE = (
     "refusal", "parts", "function_calls", "functions", "tools", "tool_use", "tool_result", "tool_results", "context",
     "documents", "image", "images", "audio", "audios", "video", "videos", "input_audio",
 )  # fmt: skip
+
+
+# Names that reasoning has in the answers of some services, and no chat template of theirs reads.
+_THOUGHTS = (
+    "thought", "thoughts", "think", "thinking_blocks", "thinking_content", "reasoning_details", "reasoning_text",
+    "reasoning_summary", "rationale", "chain_of_thought", "cot", "scratchpad",
+)  # fmt: skip
+# An answer that is meant to go on (Mistral's and Moonshot's interfaces): a stop token behind it would be wrong.
+_UNFINISHED = ("prefix", "partial")
+# Of the keys of a message, those that are read, here or by whoever calls, or that only name something.
+_ACCOUNTED = {"role", "content", "tool_calls", *REASONING_KEYS, "tool_call_id"}
 
 
 class Said(NamedTuple):
@@ -59,6 +70,12 @@ def read_messages(raw: Sequence[Mapping[str, Any]], roles: Mapping[str, str], *,
             said.append(one)
         after_call = role == CALL
     return said
+
+
+def unread_keys(messages: Iterable[Message], names: Collection[str]) -> list[str]:
+    """Keys of messages that a chat template which looks up `names` does not read, each once."""
+    found = dict.fromkeys(key for message in messages if len(message) > 2 for key in message)
+    return [f"messages[].{key}" for key in found if key not in _ACCOUNTED and key not in names]
 
 
 def message_texts(message: Message) -> list[str]:
@@ -113,9 +130,31 @@ def _read(raw: Mapping[str, Any], index: int, role: str) -> Said:
                 f"{where} has `{key}`, which no chat template renders from there.",
                 f"Write it into `content` or `tool_calls`, or name it in {ignoring(key)}.",
             )
+    _check_unfinished(message, where)
     if content.text is None and not calls and not reasoning_texts(message):
         raise schema_error(f"{where} has no content.", "Give it a string, or remove the message.")
     return Said(message, _train(raw, content.train, where, role))
+
+
+def check_thoughts(message: Message, where: str, names: Collection[str]) -> None:
+    """Raises:
+    MaskingError: `bad_schema` for reasoning that stands under a name that nobody reads, and under no other.
+    """
+    for key in _THOUGHTS:
+        if key in message and key not in names and not is_blank(message[key]) and not reasoning_texts(message):
+            raise schema_error(
+                f"{where} has `{key}`, and reasoning is not read from there.",
+                f"Call it `reasoning_content` (text), or name it in {ignoring(key)} to train the answer without it.",
+            )
+
+
+def _check_unfinished(message: Message, where: str) -> None:
+    for key in _UNFINISHED:
+        if message.get(key) not in (None, False, 0, ""):
+            raise schema_error(
+                f"{where} has `{key}`={message[key]!r}: the answer goes on, and training would end it there.",
+                f"Give the whole answer, or name it in {ignoring(key)} if it is whole.",
+            )
 
 
 def _content(raw: Mapping[str, Any], where: str) -> Any:

@@ -40,6 +40,7 @@ class MaskedExample:
         turn_ends: for each supervised turn, where it ends in the row; empty where that is not known.
         modes: for each supervised turn, the mode of the template that gives its prompt; empty where it has one.
         changes: for each supervised turn, what was done so that it is exact: `continued`, `reasoning_inlined`, …
+        unread: keys of messages and switches that the chat template does not read; of a split row's rows the first has them.
     """
 
     input_ids: list[int]
@@ -51,6 +52,7 @@ class MaskedExample:
     turn_ends: Sequence[int] = ()
     modes: Sequence[str] = ()
     changes: Sequence[Sequence[str]] = ()
+    unread: Sequence[str] = ()
 
 
 @dataclass
@@ -75,6 +77,7 @@ class _Row:
             turn_ends=[end for _, end in self.spans],
             modes=[turn.mode for turn in self.turns],
             changes=[turn.changes for turn in self.turns],
+            unread=[key for turn in self.turns for key in turn.unread],
         )
 
 

@@ -80,7 +80,7 @@ class Modes:
         yield Mode({}, tails, end_only=True)
         if not self._auto or not tails[0]:
             return
-        tree, variables = parsed(source)
+        tree, variables, _ = parsed(source)
         seen = {tails}
         for name in sorted(filter(_SWITCH.fullmatch, variables)):
             for value in (False, True):

@@ -8,6 +8,7 @@ prefixes one rendering gives them all; the others are rendered plainly. The resu
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -29,17 +30,25 @@ class TurnText(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """A template's syntax tree, to be looked at only, and the names that it reads and does not set itself."""
+    """A template's syntax tree, to be looked at only.
+
+    Attributes:
+        variables: names that it reads and does not set itself.
+        names: whatever it could look up in a message: its attributes and its texts.
+    """
 
     tree: nodes.Template
     variables: frozenset[str]
+    names: frozenset[str]
 
 
 @lru_cache(maxsize=32)
 def parsed(source: str) -> Parsed:
     """`source`, parsed once however many maskers are made for it."""
     tree = chat_template_utils._compile_jinja_template(source).environment.parse(source)
-    return Parsed(tree, frozenset(meta.find_undeclared_variables(tree)))
+    texts = (node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))
+    names = {*(node.attr for node in tree.find_all(nodes.Getattr)), *texts}
+    return Parsed(tree, frozenset(meta.find_undeclared_variables(tree)), frozenset(names))
 
 
 class ChatRenderer:
@@ -56,13 +65,23 @@ class ChatRenderer:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """Names that the template reads and does not set itself."""
-        if not self.available:
-            return frozenset()
-        try:
-            return parsed(self.template_source()).variables
-        except Exception:  # a template that cannot be compiled is named when a row is rendered
-            return frozenset()
+        """Names that the templates read and do not set themselves."""
+        return frozenset().union(*(one.variables for one in self._parsed))
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Whatever the templates could look up in a message."""
+        return frozenset().union(*(one.names for one in self._parsed))
+
+    @cached_property
+    def _parsed(self) -> list[Parsed]:
+        """All templates of the tokenizer; none that cannot be compiled, which is named when a row is rendered."""
+        found = []
+        own: list[list[Any] | None] = [None, [{}]]  # some tokenizers have a template of its own for tools
+        for tools in own if self.available else ():
+            with suppress(Exception):
+                found.append(parsed(self.template_source(tools)))
+        return found
 
     def template_source(self, tools: list[Any] | None = None) -> str:
         return self.tokenizer.get_chat_template(self.chat_template, tools)

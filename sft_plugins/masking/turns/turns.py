@@ -40,6 +40,7 @@ class Turn:
         at_stop: `added` goes on from the stop token of the turn before; what the template wrote behind that is left out.
         mode: switches of the template that give its prompt; empty where the template has one mode.
         changes: what was done so that the turn is exact, by name: `continued`, `reasoning_inlined`, …
+        unread: what of its row of data the chat template does not read; the row's first turn has it.
     """
 
     conversation: Conversation
@@ -51,6 +52,7 @@ class Turn:
     at_stop: bool = False
     mode: str = ""
     changes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def message(self) -> Message:

@@ -156,6 +156,22 @@ ROWS: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ),
     ("ms-swift", "conversation"): ({"conversation": [{"human": "a", "assistant": "b"}]}, None),
     ("ms-swift", "tool_use parts"): ({"messages": [user("a"), assistant([{"type": "tool_use"}])]}, None),
+    # Of interfaces whose answers people keep: reasoning under other names, and answers that are meant to go on
+    ("OpenRouter", "reasoning_details"): (
+        {"messages": [user("a"), assistant("b", reasoning_details=[{"type": "reasoning.text", "text": "c"}])]},
+        None,
+    ),
+    ("OpenRouter", "reasoning_content, reasoning_details"): (
+        {"messages": [user("a"), assistant("b", reasoning_content="c", reasoning_details=[{"text": "c"}])]},
+        {"messages": [user("a"), assistant("b", reasoning_content="c")]},
+    ),
+    ("Anthropic", "thinking_blocks"): ({"messages": [user("a"), assistant("b", thinking_blocks=[{"thinking": "c"}])]}, None),
+    ("Mistral", "prefix"): ({"messages": [user("a"), assistant("b", prefix=True)]}, None),
+    ("Moonshot", "partial"): ({"messages": [user("a"), assistant("b", partial=True)]}, None),
+    ("Moonshot", "partial: false"): (
+        {"messages": [user("a"), assistant("b", partial=False)]},
+        {"messages": [user("a"), assistant("b")]},
+    ),
 }  # fmt: skip
 
 
@@ -181,3 +197,40 @@ def test_every_documented_key_is_read_refused_or_listed(key: tuple[str, str]) ->
         assert name in str(made.report)
     else:
         assert encoded(row) == encoded(expected)
+
+
+@pytest.mark.parametrize("value", ["false", "True", " no ", "0", "", 0, 1, 0.0], ids=repr)
+def test_a_switch_that_no_template_reads_as_a_boolean_is_refused(value: Any) -> None:
+    """M28: to a template any text is true, and 0 is not `false`."""
+    with pytest.raises(MaskingError, match=r"\[bad_schema\] the switch `enable_thinking`"):
+        encoded({"messages": ASKED, "chat_template_kwargs": {"enable_thinking": value}})
+
+
+def test_a_switch_may_be_text_that_spells_no_boolean() -> None:
+    assert encoded({"messages": ASKED, "chat_template_kwargs": {"reasoning_effort": "high"}}) == encoded(
+        {"messages": ASKED}
+    )
+
+
+def test_what_the_template_does_not_look_up_is_listed() -> None:
+    """M24, M28: keys of messages and switches without effect are counted by row, and those that the template reads are not."""
+    rows = [
+        {
+            "messages": [
+                user("a", note="x"),
+                assistant("b", note="y", reasoning_content="c"),
+                user("d"),
+                assistant("e", note="z"),
+            ]
+        },
+        {"messages": [{"role": "tool", "tool_call_id": "1", "content": "21"}, *ASKED], "enable_thinking": False},
+        {"messages": ASKED, "chat_template_kwargs": {"enable_thinkng": False}},
+        {"messages": [user("a", note="dropped"), {"role": "user", "content": "b"}]},
+    ]
+    columns = {key: [row.get(key) for row in rows] for key in ("messages", "enable_thinking", "chat_template_kwargs")}
+    report = mask_dataset(
+        Dataset.from_dict(columns), PromptMasker(tokenizer_for_template("qwen3"), errors="drop")
+    ).report
+    assert (report.split_rows, report.dropped_rows) == (1, 1)
+    assert report.unread_keys == {"messages[].note": 1, "chat_template_kwargs.enable_thinkng": 1}
+    assert "messages[].note ×1" in str(report)
