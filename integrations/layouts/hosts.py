@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sft_plugins._options import one_of
 from sft_plugins.errors import AssetError
 
 PACKED = ("input_ids", "labels", "seq_lengths")
@@ -130,10 +131,7 @@ def layout_of(to: str, *, packed: bool) -> Layout:
     Raises:
         AssetError: `bad_option` for a name that is none, or for packed rows where they cannot be read.
     """
-    if to not in LAYOUTS:
-        raise AssetError(
-            f"to={to!r}; expected one of {', '.join(map(repr, LAYOUTS))}.", code="bad_option", remedy="choose one."
-        )
+    one_of("to", to, tuple(LAYOUTS), AssetError)
     layout = LAYOUTS[to]
     if packed and layout.packed is None:
         packers = ", ".join(name for name, other in LAYOUTS.items() if other.packed)

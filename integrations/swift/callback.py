@@ -14,6 +14,7 @@ from typing import Any
 from swift.callbacks import TrainerCallback, callbacks_map
 from swift.utils import get_logger
 
+from sft_plugins._options import bad_option
 from sft_plugins.collapse import ModeCollapseCallback
 from sft_plugins.errors import CollapseError, PackingError
 from sft_plugins.integrations._compat import require
@@ -37,11 +38,9 @@ def register(*, watch: bool | Mapping[str, Any] = False) -> None:
     """
     require("torch", "transformers", "peft", "ms-swift")
     if not isinstance(watch, bool | Mapping):
-        raise CollapseError(
-            f"watch is {watch!r}; expected True, False or a mapping of ModeCollapseCallback's options.",
-            code="bad_option",
-            remedy='Write register(watch={"prompts": "prompts.jsonl"}).',
-        )
+        remedy = 'write register(watch={"prompts": "prompts.jsonl"})'
+        expected = "True, False or a mapping of ModeCollapseCallback's options"
+        raise bad_option("watch", watch, expected, CollapseError, remedy)
     pass_rows_through()
     callbacks_map[NAME] = lambda args, trainer: SwiftCallback(args, trainer, watch=watch)
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from sft_plugins._models import causal_lm_of
+from sft_plugins._options import one_of
 from sft_plugins.errors import ContaminationError, MaskingError, SFTPluginsError
 from sft_plugins.integrations._arrival import difference
 from sft_plugins.integrations._compat import require
@@ -56,10 +57,7 @@ def sft_arguments(rows: Rows) -> dict[str, Any]:
     Raises:
         MaskingError: `bad_option`.
     """
-    if rows not in get_args(Rows):
-        raise MaskingError(
-            f"rows={rows!r}; allowed: {', '.join(map(repr, get_args(Rows)))}.", code="bad_option", remedy="Choose one."
-        )
+    one_of("rows", rows, get_args(Rows), MaskingError)
     require("trl")
     arguments: dict[str, Any] = {
         "max_length": None,  # rows have their length already; TRL would cut them and drop what lost its answer

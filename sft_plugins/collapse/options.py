@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_plugins._files import whole_or_not_at_all
+from sft_plugins._options import bad_option, whole_number, whole_number_or_none
 from sft_plugins.collapse.detect.verdict import DetectorConfig
 from sft_plugins.collapse.history import config_hash, plain
 from sft_plugins.collapse.probe.probe import Prober
@@ -52,23 +53,19 @@ class WatchOptions:
     report: bool
 
     def __post_init__(self) -> None:
-        _at_least("samples_per_prompt", self.samples_per_prompt, 2, "one answer per prompt has no variety to measure")
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
-        _at_least("max_eval_pairs", self.max_eval_pairs, 1)
-        if self.every_steps is not None:
-            _at_least("every_steps", self.every_steps, 1)
+        whole_number(
+            "samples_per_prompt", self.samples_per_prompt, CollapseError, least=2,
+            remedy="one answer per prompt has no variety to measure",
+        )  # fmt: skip
+        whole_number("max_new_tokens", self.max_new_tokens, CollapseError)
+        whole_number("max_eval_pairs", self.max_eval_pairs, CollapseError)
+        whole_number_or_none("every_steps", self.every_steps, CollapseError)
         if self.budget is not None and not 0 < self.budget <= 1:
-            raise CollapseError(
-                f"budget is {self.budget}; expected a share in (0, 1], or None",
-                code="bad_option",
-                remedy="{budget:pass 0.03 for 3% of the wall time, None for no limit}",
-            )
+            remedy = "{budget:pass 0.03 for 3% of the wall time, None for no limit}"
+            raise bad_option("budget", self.budget, "a share in (0, 1], or None", CollapseError, remedy)
         if not callable(self.on_collapse) and self.on_collapse not in ON_COLLAPSE:
-            raise CollapseError(
-                f"on_collapse is {self.on_collapse!r}; allowed: 'warn', 'stop', or a callable",
-                code="bad_option",
-                remedy="to do something of your own, pass a function of the verdict",
-            )
+            remedy = "to do something of your own, pass a function of the verdict"
+            raise bad_option("on_collapse", self.on_collapse, "'warn', 'stop', or a callable", CollapseError, remedy)
 
     @property
     def of_probes(self) -> dict[str, Any]:
@@ -155,13 +152,3 @@ def read_asked(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise CollapseError(f"{path} cannot be read: {error}", code="not_asked", remedy=remedy) from error
     return dict(asked)
-
-
-def _at_least(name: str, value: Any, least: int, why: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        reason = f": {why}" if why else ""
-        raise CollapseError(
-            f"{name} is {value!r}; expected an integer of {least} or more{reason}",
-            code="bad_option",
-            remedy=f"correct {name}",
-        )

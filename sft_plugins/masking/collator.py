@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._options import whole_number_or_none
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, check_batch
 from sft_plugins.masking.examples.tokenized import label_arrays, refuse_packed
@@ -50,10 +51,7 @@ class StrictPromptMaskingCollator:
     def __init__(
         self, tokenizer: Any, *, masker: PromptMasker | None = None, pad_to_multiple_of: int | None = None
     ) -> None:
-        if pad_to_multiple_of is not None and (not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1):
-            raise MaskingError(
-                f"pad_to_multiple_of={pad_to_multiple_of!r}.", code="bad_option", remedy="Give a positive int, or None."
-            )
+        pad_to_multiple_of = whole_number_or_none("pad_to_multiple_of", pad_to_multiple_of, MaskingError)
         require_tokenizer(tokenizer)
         self.tokenizer, self.masker, self.pad_to_multiple_of = tokenizer, masker, pad_to_multiple_of
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

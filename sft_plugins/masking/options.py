@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_type_hints
 
-from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn, words
+from sft_plugins._options import (
+    Errors,
+    HistoryRewrite,
+    Overflow,
+    Reasoning,
+    SpecialTokens,
+    Thinking,
+    TrainOn,
+    bad_option,
+    one_of,
+    whole_number_or_none,
+    words,
+)
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.roles import ALLOWED_TARGETS
+
+_bad = partial(bad_option, error=MaskingError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +50,10 @@ class MaskingOptions:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             allowed, value = words(hint), getattr(self, name)
-            if allowed and value not in allowed:
-                raise _bad(name, value, "one of " + ", ".join(map(repr, allowed)))
-        length = self.max_length
-        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 2):
-            raise _bad("max_length", length, "a whole number of at least 2, or None")
+            if allowed:
+                one_of(name, value, allowed, MaskingError)
+        length = whole_number_or_none("max_length", self.max_length, MaskingError, least=2)
+        object.__setattr__(self, "max_length", length)
         self._read_special_tokens()
         self._read_stop_tokens()
         self._read_names()
@@ -102,7 +116,3 @@ class MaskingOptions:
     def drops(self, code: str) -> bool:
         """Whether a row that fails with `code` is dropped and counted, not raised."""
         return self.errors == "drop" or (code == "overflow" and self.overflow == "drop")
-
-
-def _bad(name: str, value: Any, allowed: str) -> MaskingError:
-    return MaskingError(f"{name}={value!r}; allowed: {allowed}.", code="bad_option", remedy=f"Correct `{name}`.")

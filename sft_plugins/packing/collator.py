@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from sft_plugins._checks import one_of, whole_number
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins._models import causal_lm_of
+from sft_plugins._options import one_of, whole_number_or_none
 from sft_plugins._rows import (
     TREE_COLUMNS,
     RowRules,
@@ -71,8 +71,7 @@ class BlockDiagonalPackingCollator:
         self, tokenizer: Any, *, model: nn.Module, rows: str = "packed", pad_to_multiple_of: int | None = None
     ) -> None:
         one_of("rows", rows, ROWS, PackingError)
-        if pad_to_multiple_of is not None:
-            pad_to_multiple_of = whole_number("pad_to_multiple_of", pad_to_multiple_of, PackingError)
+        pad_to_multiple_of = whole_number_or_none("pad_to_multiple_of", pad_to_multiple_of, PackingError)
         if not hasattr(tokenizer, "pad_token_id"):
             raise PackingError(
                 f"expected a transformers tokenizer, got {type(tokenizer).__name__}",

@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.utils import tqdm
 
-from sft_plugins._checks import stored_rows
+from sft_plugins._options import bad_option, stored_rows
 from sft_plugins._rows import TREE_COLUMNS
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import Ints, TokenColumn, place, store
@@ -127,7 +127,7 @@ def pack_dataset(
 
 def _check_sharing(share_prefixes: bool, carried: list[str]) -> None:
     if share_prefixes is not True:
-        raise PackingError(f"share_prefixes is {share_prefixes!r}; expected True or False", code="bad_option")
+        raise bad_option("share_prefixes", share_prefixes, "True or False", PackingError)
     if carried:
         raise PackingError(
             f"columns {', '.join(carried)} hold one value per row, and a tree does not keep its rows apart",

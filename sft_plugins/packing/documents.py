@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft_plugins._checks import one_of
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._options import one_of
 from sft_plugins._rows import already_packed, first_label, integers, length_mismatch, no_supervised_tokens
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import Ints, TokenColumn

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sft_plugins._checks import whole_number
+from sft_plugins._options import whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.best_fit import deal, fill_bins, group_by_length, list_bins, shuffle_groups
 from sft_plugins.packing.compiled import compiled

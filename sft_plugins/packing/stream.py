@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sft_plugins._checks import one_of, whole_number
+from sft_plugins._options import one_of, whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.distributed.shares import Share, host_of_this_pass, numbered_rows, share_of_this_process
 from sft_plugins.packing.documents import Policies, admitted_documents, join

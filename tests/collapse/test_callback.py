@@ -52,7 +52,7 @@ def watcher(folder: Path | None, **changes: Any) -> ModeCollapseCallback:
         ({"samples_per_prompt": True}, "bad_option", "expected an integer"),
         ({"every_steps": 0}, "bad_option", "every_steps is 0"),
         ({"budget": 3}, "bad_option", "budget is 3"),
-        ({"on_collapse": "halt"}, "bad_option", "allowed: 'warn', 'stop', or a callable"),
+        ({"on_collapse": "halt"}, "bad_option", "expected 'warn', 'stop', or a callable"),
         ({"tokenizer": "gpt2"}, "bad_option", "not a tokenizer"),
     ],
 )
@@ -79,7 +79,7 @@ def test_options_that_make_no_sense_are_refused_at_once(changes: dict, code: str
         ),
         ({"baseline": "no/such.npz"}, "baseline_missing", "no baseline file"),
         ({"embedder": "no/such-encoder"}, "embedder", "cannot be loaded"),
-        ({"embedder": 7}, "bad_option", "allowed: .auto., .model., the name or folder"),
+        ({"embedder": 7}, "bad_option", "expected .auto., .model., a sentence-transformers model by name or folder"),
         ({"embedder": "model"}, "embedder", "LoRA"),
         ({"embedder": lambda texts: [1.0]}, "embedder", "gave shape"),
         ({"embedder": lambda texts: 1 / 0}, "setup", "ZeroDivisionError"),

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sft_plugins._options import bad_option
 from sft_plugins._preserve import adapter_off
 from sft_plugins.errors import CollapseError, in_words
 
@@ -85,12 +86,11 @@ def resolve_embedder(
         return _named_encoder(os.fspath(choice), _device(model)), ""
     encode = getattr(choice, "encode", choice)
     if not callable(encode):
-        raise CollapseError(
-            f"embedder is {choice!r}; allowed: 'auto', 'model', the name or folder of a sentence-transformers model, None, a "
-            "callable, or an object with .encode",
-            code="bad_option",
-            remedy="to use an encoder of your own, pass a function from a list of strings to an array",
+        expected = (
+            "'auto', 'model', a sentence-transformers model by name or folder, None, a callable, an object with .encode"
         )
+        remedy = "to use an encoder of your own, pass a function from a list of strings to an array"
+        raise bad_option("embedder", choice, expected, CollapseError, remedy)
     name = getattr(choice, "__name__", type(choice).__name__)
     return Embedder(f"the user's {name}", _checked(encode, name), unknown=_unknown_share(choice)), ""
 

@@ -26,7 +26,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 
-from sft_plugins._checks import whole_number
+from sft_plugins._options import whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.distributed.row_cost import RowCost, packed_rows
 

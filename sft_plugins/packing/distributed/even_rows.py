@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from sft_plugins._checks import whole_number
+from sft_plugins._options import whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import TokenColumn
 from sft_plugins.packing.distributed.row_cost import packed_rows

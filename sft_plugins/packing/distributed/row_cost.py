@@ -16,8 +16,8 @@ from datasets import Dataset
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sft_plugins._checks import stored_rows
 from sft_plugins._models import causal_lm_of
+from sft_plugins._options import stored_rows
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import TokenColumn
 

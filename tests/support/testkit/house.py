@@ -48,10 +48,10 @@ def import_graph(root: Path) -> dict[str, set[str]]:
 
 
 def crowded_folders(root: Path, most: int = 9) -> dict[str, int]:
-    """Folders that list more than `most` modules, `__init__` and `__main__`, the ways in, aside."""
+    """Folders that list more than `most` modules, `__init__` aside."""
     counts: dict[str, int] = {}
     for path in sources(root):
-        if path.name not in ("__init__.py", "__main__.py"):
+        if path.name != "__init__.py":
             folder = str(path.parent.relative_to(root))
             counts[folder] = counts.get(folder, 0) + 1
     return {folder: count for folder, count in counts.items() if count > most}
