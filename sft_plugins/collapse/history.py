@@ -21,13 +21,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
+from sft_plugins._report import plain
 from sft_plugins.errors import CollapseError
 
 __all__ = ["SCHEMA", "History", "config_hash", "plain", "read_history"]
@@ -144,23 +142,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except ValueError:  # no JSON, or no UTF-8
         return None
     return record if isinstance(record, dict) and "kind" in record else None
-
-
-def plain(value: Any) -> Any:
-    """`value` in JSON's own types: arrays and tuples as lists, NumPy scalars as numbers, non-finite numbers as None."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
 
 
 def config_hash(value: Any) -> str:

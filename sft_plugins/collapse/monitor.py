@@ -22,12 +22,13 @@ import transformers
 from torch import nn
 
 from sft_plugins._preserve import untouched
+from sft_plugins._report import plain
 from sft_plugins.collapse.detect.bootstrap import FEW_PROMPTS
 from sft_plugins.collapse.detect.comparison import estimate
 from sft_plugins.collapse.detect.detector import Detector
 from sft_plugins.collapse.detect.verdict import LEVELS, DetectorConfig, Probe, Verdict
 from sft_plugins.collapse.distributed import Ranks
-from sft_plugins.collapse.history import SCHEMA, History, config_hash, plain, read_history
+from sft_plugins.collapse.history import SCHEMA, History, config_hash, read_history
 from sft_plugins.collapse.options import WatchOptions, figures_hash, keep_asked
 from sft_plugins.collapse.probe import figures
 from sft_plugins.collapse.probe.baseline import Baseline

@@ -13,8 +13,9 @@ from typing import Any
 
 from sft_plugins._files import whole_or_not_at_all
 from sft_plugins._options import bad_option, whole_number, whole_number_or_none
+from sft_plugins._report import plain
 from sft_plugins.collapse.detect.verdict import DetectorConfig
-from sft_plugins.collapse.history import config_hash, plain
+from sft_plugins.collapse.history import config_hash
 from sft_plugins.collapse.probe.probe import Prober
 from sft_plugins.collapse.probe.prompts import Prompt
 from sft_plugins.errors import CollapseError

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._report import as_text
 
 FIRST_ROWS = 5
 PREFIX_TOKENS = 512
@@ -166,12 +167,7 @@ class MaskReport:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=110, record=False, force_terminal=False, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
+        return as_text(self, width=110)
 
     def __rich__(self) -> Any:
         return _table(self)

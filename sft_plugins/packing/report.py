@@ -8,7 +8,6 @@ unbroken.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sft_plugins._constants import IGNORE_INDEX
+from sft_plugins._report import as_text
 from sft_plugins.packing.prefix_tree.report import PrefixReport
 
 PADDED_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -212,12 +212,7 @@ class PackReport:
         return lines
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=100)
-        console.print(self.table())
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
+        return as_text(self.table(), width=100)
 
 
 @dataclass

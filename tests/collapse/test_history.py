@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_plugins.collapse.history import History, plain, read_history
+from sft_plugins._report import plain
+from sft_plugins.collapse.history import History, read_history
 from sft_plugins.errors import CollapseError
 
 

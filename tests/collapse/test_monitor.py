@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from sft_plugins._report import plain
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.detect.comparison import estimate
 from sft_plugins.collapse.detect.detector import detect
 from sft_plugins.collapse.detect.verdict import DetectorConfig, Probe
-from sft_plugins.collapse.history import plain, read_history
+from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.metrics.entropy import TokenStatistics
 from sft_plugins.collapse.probe import figures
 from sft_plugins.collapse.probe.figures import probe_from_record, to_probe

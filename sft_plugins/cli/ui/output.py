@@ -6,15 +6,12 @@ whatever happened. Exit codes are `EXIT_OK`, `EXIT_FINDINGS`, `EXIT_UNUSABLE`, `
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import CRITICAL, ERROR
-from pathlib import PurePath
 from typing import Any
 
 import typer
@@ -22,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from sft_plugins._report import plain
 from sft_plugins.errors import SFTPluginsError
 
 EXIT_OK = 0
@@ -127,23 +125,6 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: dataclasses become objects, paths text, NumPy numbers numbers, and NaN and ∞ null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, PurePath):
-        return str(value)
-    if hasattr(value, "tolist"):  # NumPy and torch
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sft_plugins._html import render_page
+from sft_plugins._report import render_page
 from sft_plugins.errors import AssetError
 
 __all__ = ["render_page", "write_page"]

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_plugins._html import render_page
+from sft_plugins._report import render_page
 from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.report import charts
 from sft_plugins.collapse.report.charts import PAGE, PAPER, Palette, Series

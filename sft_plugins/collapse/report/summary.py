@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from sft_plugins._report import plain
 from sft_plugins.collapse.detect.bootstrap import FEW_PROMPTS
 from sft_plugins.collapse.detect.verdict import BLIND, NO_LEVEL, percent, rounded
-from sft_plugins.collapse.history import plain
 
 __all__ = ["HEADLINES", "Report", "summarise"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from sft_plugins._html import render_page
+from sft_plugins._report import render_page
 from sft_plugins.collapse.detect.bootstrap import Estimate
 from sft_plugins.collapse.detect.verdict import percent
 from sft_plugins.collapse.report import charts

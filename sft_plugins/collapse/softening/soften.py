@@ -16,9 +16,10 @@ import torch
 
 from sft_plugins._files import whole_or_not_at_all
 from sft_plugins._preserve import untouched
+from sft_plugins._report import plain
 from sft_plugins.collapse.detect.verdict import DetectorConfig
 from sft_plugins.collapse.distributed import Ranks
-from sft_plugins.collapse.history import plain, read_history
+from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.probe.baseline import Baseline, load_baseline
 from sft_plugins.collapse.probe.probe import Look, Prober
 from sft_plugins.collapse.probe.prompts import load_prompts

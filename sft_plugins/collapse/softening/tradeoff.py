@@ -18,10 +18,10 @@ import numpy as np
 from torch import nn
 
 from sft_plugins._preserve import untouched
+from sft_plugins._report import plain
 from sft_plugins.collapse.detect.bootstrap import Estimate, mean_difference, ratio
 from sft_plugins.collapse.detect.detector import detect
 from sft_plugins.collapse.detect.verdict import NO_LEVEL, DetectorConfig, Verdict
-from sft_plugins.collapse.history import plain
 from sft_plugins.collapse.metrics.entropy import grouped_sums
 from sft_plugins.collapse.probe.figures import to_probe
 from sft_plugins.collapse.probe.probe import Look, Prober

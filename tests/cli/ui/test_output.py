@@ -22,9 +22,10 @@ import typer
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from sft_plugins._report import plain
 from sft_plugins.cli import _COMMANDS, app
 from sft_plugins.cli.ui.histogram import histogram
-from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE, Output, plain
+from sft_plugins.cli.ui.output import EXIT_FINDINGS, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE, Output
 from sft_plugins.errors import MaskingError
 from testkit.commands import conversations, invoke, program, write_jsonl
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sft_plugins._report import plain
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.detect import verdict
-from sft_plugins.collapse.history import History, config_hash, plain, read_history
+from sft_plugins.collapse.history import History, config_hash, read_history
 from sft_plugins.collapse.report import page as module
 from sft_plugins.collapse.report.page import write_report
 from sft_plugins.collapse.report.summary import HEADLINES, summarise
