@@ -1,9 +1,9 @@
-"""The callback as a guest: it starts only when it can see, never ends a training after step 0, and keeps to its budget."""
+"""The callback as a guest: it starts only when it can see, and never ends a training after step 0."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,19 @@ from sft_plugins.collapse import monitor
 from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import History, read_history
 from sft_plugins.collapse.probe import figures, probe, teacher_forcing
-from sft_plugins.collapse.schedule import Schedule, log_spaced
 from sft_plugins.errors import CollapseError
 from sft_plugins.masking import PromptMasker
+from testkit import watched_runs
 from testkit.watched_runs import (
-    OPTIONS,
-    PROMPTS,
     added_records,
     byte_tokenizer,
-    fake_embedder,
     fingerprint,
     rows,
     tiny_model,
     train,
 )
 
-
-def watcher(folder: Path | None, **changes: Any) -> ModeCollapseCallback:
-    options = {**OPTIONS, "embedder": fake_embedder, "output_dir": folder, "max_new_tokens": 6, "every_steps": 2}
-    return ModeCollapseCallback(
-        changes.pop("tokenizer", None) or byte_tokenizer(),
-        changes.pop("prompts", PROMPTS),
-        **{**options, "eval_pairs": rows(3), **changes},
-    )
+watcher = partial(watched_runs.watcher, eval_pairs=rows(3))
 
 
 # --- before step 0: a broken watcher stops the start -------------------------------------------------------------------
@@ -288,85 +278,6 @@ def test_warn_says_it_and_trains_on_and_a_callable_is_given_the_verdict(tmp_path
     trainer = collapsing(watch, tmp_path / "a", steps=4)
     assert trainer.state.global_step == 4, "neither the alarm nor an error in the user's function ends training"
     assert seen == ["critical", "critical"]
-
-
-# --- cadence and cost ---------------------------------------------------------------------------------------------------
-
-
-def test_slots_are_log_spaced_and_end_with_the_run() -> None:
-    slots = log_spaced(1000)
-    assert slots[0] == 16
-    assert slots[-1] == 1000
-    assert len(slots) == 10
-    gaps = [b / a for a, b in itertools.pairwise(slots)]
-    assert max(gaps) / min(gaps) < 1.1
-    assert log_spaced(3) == (1, 2, 3)
-
-
-def test_the_callback_looks_at_slots_evaluations_and_the_end(tmp_path: Path) -> None:
-    options = {"eval_strategy": "steps", "eval_steps": 3}
-    watch = watcher(tmp_path / "w", every_steps=4)
-    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watch], max_steps=7, **options)
-    assert [r["step"] for r in added_records(trainer)] == [0, 3, 4, 6, 7]
-
-
-class Clock:
-    """Seconds that pass only when something is simulated."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.mark.parametrize("price", [2.0, 9.0, 25.0])
-@pytest.mark.parametrize("every_steps", [None, 20])
-@pytest.mark.parametrize("steps", [400, 20_000])
-def test_on_a_simulated_hour_cost_stays_under_budget(price: float, every_steps: int | None, steps: int) -> None:
-    """Default budget: tiers 0 and 1 below 1 % of wall time, all tiers below 3 %, the baseline and the end included."""
-    clock = Clock()
-    cadence = Schedule(max_steps=steps, every_steps=every_steps, clock=clock, budget=0.03)
-    clock.now += 2 * price  # the baseline has twice the answers
-    cadence.prepaid(2 * price, price=price)
-    looks = []
-    for step in range(1, steps + 1):
-        clock.now += 3600 * 0.97 / steps
-        with cadence.paying(0):
-            clock.now += 0.01 / steps
-        final = step == steps
-        if cadence.slot(step) or final:
-            tier = cadence.tier(step, final=final)
-            cadence.pending = tier < 2
-            if tier:
-                looks.append((step, tier))
-                with cadence.paying(tier):
-                    clock.now += price if tier == 2 else price / 10
-    cost = cadence.summary()
-    assert cost["share"] < 0.03
-    assert cost["share_tier01"] < 0.01
-    assert cost["seconds_baseline"] == 2 * price
-    assert looks[-1] == (steps, 2), "the end is always seen"
-    assert sum(tier == 2 for _, tier in looks) >= 2 if price < 25 else True
-    if price == 2.0 and every_steps is None:
-        assert looks[0][0] <= steps / 30, "what the budget allows is seen early"
-
-
-def test_without_budget_every_slot_is_used_and_the_cost_is_printed(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    train(tiny_model(), tmp_path / "a", callbacks=[watcher(tmp_path / "w", every_steps=1)], max_steps=2)
-    out = capsys.readouterr().out
-    assert "2 probes with answers" in out
-    assert "no budget" in out
-
-
-def test_under_a_tight_budget_only_the_end_is_seen_and_the_cost_is_owned_up_to(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    watch = watcher(tmp_path / "w", every_steps=1, budget=0.0001)
-    trainer = train(tiny_model(), tmp_path / "a", callbacks=[watch])
-    assert [r["step"] for r in added_records(trainer)] == [0, 6]
-    assert "Over budget" in capsys.readouterr().out
 
 
 def test_eval_pairs_of_text_are_masked_by_the_masker(tmp_path: Path) -> None:

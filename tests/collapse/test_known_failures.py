@@ -5,20 +5,18 @@ C1, C6 and C7 as measures stand in `test_entropy.py`; C9 in `test_distributed.py
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sft_plugins.collapse.callback import ModeCollapseCallback
+from testkit import watched_runs
 from testkit.tokenizers import dump
 from testkit.watched_runs import (
-    OPTIONS,
-    PROMPTS,
     added_records,
     byte_tokenizer,
-    fake_embedder,
     fingerprint,
     lora,
     rows,
@@ -29,11 +27,7 @@ from testkit.watched_runs import (
 MODELS = {"full": tiny_model, "lora": lambda: lora(tiny_model())}
 
 
-def watcher(folder: Path, **changes: Any) -> ModeCollapseCallback:
-    options = {**OPTIONS, "embedder": fake_embedder, "output_dir": folder, "max_new_tokens": 6, "every_steps": 2}
-    return ModeCollapseCallback(
-        changes.pop("tokenizer", None) or byte_tokenizer(), PROMPTS, **{**options, "eval_pairs": rows(3), **changes}
-    )
+watcher = partial(watched_runs.watcher, eval_pairs=rows(3))
 
 
 @pytest.mark.slow

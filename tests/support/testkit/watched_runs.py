@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
+from sft_plugins.collapse.callback import ModeCollapseCallback
 from sft_plugins.collapse.detect.verdict import DetectorConfig
 from testkit.tokenizers import CHATML
 
@@ -26,6 +27,7 @@ PROMPTS = [
     "Say hi.",
     "A poem, please.",
 ]
+SAFE = "I'm sorry, but I can't help with that. Please ask a professional."
 OPTIONS: dict[str, Any] = {
     "max_new_tokens": 12,
     "samples_per_prompt": 3,
@@ -77,6 +79,13 @@ def tiny_model(*, seed: int = 0, dropout: float = 0.2, **changes: Any) -> LlamaF
         return LlamaForCausalLM(LlamaConfig(**{**config, **changes}))
 
 
+def saved_base(folder: Path, **changes: Any) -> Path:
+    """A tiny base model with its tokenizer on disk."""
+    tiny_model(dropout=0.0, **changes).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def lora(model: nn.Module, **changes: Any) -> Any:
     """A LoRA adapter with dropout on the model's attention."""
     from peft import LoraConfig, get_peft_model
@@ -85,6 +94,13 @@ def lora(model: nn.Module, **changes: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return get_peft_model(model, LoraConfig(**{**options, **changes}))
+
+
+def watcher(folder: Path | None, **changes: Any) -> ModeCollapseCallback:
+    """A watch that looks at every second step; `tokenizer` and `prompts` are changed like any other option."""
+    options = {"embedder": fake_embedder, "output_dir": folder, "max_new_tokens": 6, "every_steps": 2, **changes}
+    tokenizer, prompts = options.pop("tokenizer", None) or byte_tokenizer(), options.pop("prompts", PROMPTS)
+    return ModeCollapseCallback(tokenizer, prompts, **{**OPTIONS, **options})
 
 
 def rows(count: int = 24, *, length: int = 20, seed: int = 3) -> list[dict[str, list[int]]]:
