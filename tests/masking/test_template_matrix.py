@@ -372,7 +372,7 @@ def write(path: Path) -> None:
         "",
         f"Every template of TRL {trl.__version__} ({len(names)}) × {len(CONVERSATIONS)} conversations, each template",
         "with a tokenizer of its family whose EOS and special tokens are those of the checkpoints, under transformers",
-        f"{transformers.__version__}. Checked by `tests/support/testkit/mask_oracle.py`, which shares no code with the",
+        f"{transformers.__version__}. Checked by `tests/support/testkit/mask_oracle`, which shares no code with the",
         "library.",
         "",
         f"**{exact} of {len(cells)} exact, {len(cells) - exact} refused with a justified code, {faults} wrong.**",

@@ -34,7 +34,8 @@ def nearest(path: str, root: Path) -> list[str]:
     named = [test for test in every if Path(test).stem in (f"test_{stem}", f"test_{stem}s")]
     named.sort(key=lambda test: not any(test.startswith(f"{room}/") for room in rooms))
     importing = [test for test in every if module in imported(root / test)]
-    known = [test for room in rooms if (test := f"{room}/test_known_failures.py") in every]  # broad, and soon through
+    broad = tuple(f"{room}/{name}" for room in rooms for name in ("test_known_failures.py", "known_failures/"))
+    known = [test for test in every if test.startswith(broad)]  # and soon through
     near = [test for place in (*rooms, *places) for test in every if test == place or test.startswith(f"{place}/")]
     if not near:  # a module of the root is everybody's
         near = [test for test in every if test.startswith(("tests/masking/", "tests/packing/", "tests/collapse/"))]
