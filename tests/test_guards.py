@@ -15,7 +15,7 @@ def plant(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_the_count_sees_a_tenth_module(tmp_path: Path) -> None:
-    nine = {f"sft_plugins/room/{letter}.py": "" for letter in "abcdefghi"}
+    nine = {f"sft_plugins/room/{name}.py": "" for name in (*"abcdefgh", "__main__")}
     plant(tmp_path, {**nine, "sft_plugins/room/__init__.py": "", "sft_plugins/room/inner/j.py": ""})
     assert house.crowded_folders(tmp_path) == {}
     assert house.crowded_folders(plant(tmp_path, {"sft_plugins/room/j.py": ""})) == {"sft_plugins/room": 10}
