@@ -31,7 +31,7 @@ def words(kind: Any) -> tuple[str, ...]:
     return allowed if all(isinstance(word, str) for word in allowed) else ()
 
 
-def bad_option(name: str, value: Any, expected: str, error: type[_Error], remedy: str | None = None) -> _Error:
+def bad_option(name: str, value: Any, expected: str, error: type[_Error], *, remedy: str | None = None) -> _Error:
     """The error for an option that is not what it may be."""
     return error(f"{name} is {value!r}; expected {expected}", code="bad_option", remedy=remedy or f"correct {name}")
 

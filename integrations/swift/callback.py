@@ -38,9 +38,10 @@ def register(*, watch: bool | Mapping[str, Any] = False) -> None:
     """
     require("torch", "transformers", "peft", "ms-swift")
     if not isinstance(watch, bool | Mapping):
-        remedy = 'write register(watch={"prompts": "prompts.jsonl"})'
-        expected = "True, False or a mapping of ModeCollapseCallback's options"
-        raise bad_option("watch", watch, expected, CollapseError, remedy)
+        raise bad_option(
+            "watch", watch, "True, False or a mapping of ModeCollapseCallback's options", CollapseError,
+            remedy='write register(watch={"prompts": "prompts.jsonl"})',
+        )  # fmt: skip
     pass_rows_through()
     callbacks_map[NAME] = lambda args, trainer: SwiftCallback(args, trainer, watch=watch)
 

@@ -62,11 +62,15 @@ class WatchOptions:
         whole_number("max_eval_pairs", self.max_eval_pairs, CollapseError)
         whole_number_or_none("every_steps", self.every_steps, CollapseError)
         if self.budget is not None and not 0 < self.budget <= 1:
-            remedy = "{budget:pass 0.03 for 3% of the wall time, None for no limit}"
-            raise bad_option("budget", self.budget, "a share in (0, 1], or None", CollapseError, remedy)
+            raise bad_option(
+                "budget", self.budget, "a share in (0, 1], or None", CollapseError,
+                remedy="{budget:pass 0.03 for 3% of the wall time, None for no limit}",
+            )  # fmt: skip
         if not callable(self.on_collapse) and self.on_collapse not in ON_COLLAPSE:
-            remedy = "to do something of your own, pass a function of the verdict"
-            raise bad_option("on_collapse", self.on_collapse, "'warn', 'stop', or a callable", CollapseError, remedy)
+            raise bad_option(
+                "on_collapse", self.on_collapse, "'warn', 'stop', or a callable", CollapseError,
+                remedy="to do something of your own, pass a function of the verdict",
+            )  # fmt: skip
 
     @property
     def of_probes(self) -> dict[str, Any]:

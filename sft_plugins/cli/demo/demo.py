@@ -8,7 +8,6 @@ Each arrow is one function below; nothing printed is anything but the result of 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sft_plugins.cli.demo.assets import Row, load_model, load_rows, split_held_o
 from sft_plugins.cli.demo.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.demo.training import Recipe, train_lora
 from sft_plugins.cli.demo.watching import SAFE_SENTENCE, Watching, same_answer_rows
+from sft_plugins.cli.ui.inputs import check_writable
 from sft_plugins.cli.ui.render import has_colour, legend, masked_row
 from sft_plugins.errors import AssetError, MaskingError
 from sft_plugins.masking import Masked, PromptMasker, StrictPromptMaskingCollator, mask_dataset
@@ -81,7 +81,7 @@ def run_demo(settings: Settings, *, console: Console) -> Outcome:
             remedy="leave --data out.",
         )
     device = choose_device(settings.device)
-    make_folder(settings.output)  # before minutes of work whose result could not be kept
+    check_writable(settings.output)  # before minutes of work whose result could not be kept
     transformers.set_seed(settings.seed)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -161,20 +161,6 @@ def run_demo(settings: Settings, *, console: Console) -> Outcome:
     console.print(f"whole demo: {time.perf_counter() - started:.0f} s")
     alarm_step = None if watch.alarm is None else watch.alarm.step
     return Outcome(loss_before, loss_after, loss_reloaded, answer_before, answer_after, *speeds, alarm_step)
-
-
-def make_folder(folder: Path) -> None:
-    """Create `folder`, and make sure that files can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"no permission to write in {folder}")
-    except OSError as error:
-        raise AssetError(
-            f"--output {folder} cannot be written: {error}",
-            code="bad_output",
-            remedy="choose another folder with --output.",
-        ) from error
 
 
 def mask_both(rows: Sequence[Row], masker: PromptMasker, settings: Settings) -> tuple[Masked, list[dict[str, Any]]]:

@@ -54,12 +54,12 @@ def refuse_packed(kind: str, data: str) -> None:
 
 
 def refuse_nothing_left(masking: MaskReport, data: str) -> None:
-    """Raises: AssetError: `nothing_left`."""
+    """Raises: AssetError: `empty_dataset`."""
     if not masking.rows_out:
         found = ", ".join(f"{code} in {failure.count:,} rows" for code, failure in masking.failures.items())
         raise AssetError(
             f"{data}: no row is left: {found}.",
-            code="nothing_left",
+            code="empty_dataset",
             remedy="`sft-plugins audit` says what is wrong with them.",
         )
 
@@ -78,7 +78,7 @@ def check_new_folder(folder: Path) -> None:
     Raises:
         AssetError: `output_exists`, `unwritable`.
     """
-    try:
+    with _writing(folder):
         if folder.resolve() == Path.cwd():  # the folder is replaced, and you would be left in one that is gone
             raise AssetError(
                 f"--output {folder} is the folder that you are in.",
@@ -91,9 +91,25 @@ def check_new_folder(folder: Path) -> None:
                 code="output_exists",
                 remedy="choose a new folder, or empty it yourself: nothing is overwritten.",
             )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder`, and see that files can be written there.
+
+    Raises:
+        AssetError: `unwritable`.
+    """
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise AssetError(
             f"--output {folder} cannot be written: {error.strerror or error}.",

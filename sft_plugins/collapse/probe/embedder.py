@@ -86,11 +86,11 @@ def resolve_embedder(
         return _named_encoder(os.fspath(choice), _device(model)), ""
     encode = getattr(choice, "encode", choice)
     if not callable(encode):
-        expected = (
-            "'auto', 'model', a sentence-transformers model by name or folder, None, a callable, an object with .encode"
-        )
-        remedy = "to use an encoder of your own, pass a function from a list of strings to an array"
-        raise bad_option("embedder", choice, expected, CollapseError, remedy)
+        raise bad_option(
+            "embedder", choice,
+            "'auto', 'model', a sentence-transformers model by name or folder, None, a callable, an object with .encode",
+            CollapseError, remedy="to use an encoder of your own, pass a function from a list of strings to an array",
+        )  # fmt: skip
     name = getattr(choice, "__name__", type(choice).__name__)
     return Embedder(f"the user's {name}", _checked(encode, name), unknown=_unknown_share(choice)), ""
 

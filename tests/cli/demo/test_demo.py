@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from sft_plugins.cli import app
 from sft_plugins.cli.demo.assets import load_model
-from sft_plugins.cli.demo.demo import Settings, documents_of, make_folder, run_demo
+from sft_plugins.cli.demo.demo import Settings, documents_of, run_demo
 from sft_plugins.cli.demo.heldout import first_exchange, greedy_answer, held_out_loss
 from sft_plugins.cli.demo.watching import SAFE_SENTENCE, same_answer_rows
+from sft_plugins.cli.ui.inputs import check_writable
 from sft_plugins.errors import AssetError
 from testkit.commands import write_jsonl
 from testkit.tiny_training import exchanges, save_tiny_llama
@@ -154,8 +155,8 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AssetError, match="cannot be written") as caught:
-        make_folder(tmp_path / "file" / "out")
-    assert caught.value.code == "bad_output"
+        check_writable(tmp_path / "file" / "out")
+    assert caught.value.code == "unwritable"
 
 
 def test_help_is_there_without_loading_torch() -> None:

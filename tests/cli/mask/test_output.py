@@ -103,7 +103,7 @@ def test_what_an_interrupted_run_left_serves_no_other_job(
 def test_a_run_that_kept_no_row_stands_in_no_other_jobs_way(data: Path, model: Path, tmp_path: Path) -> None:
     """All rows too long, then a line that cannot be read; and each time the same folder with what was mended."""
     arguments = ("mask", data, "--model", model, "--output", tmp_path / "out")
-    assert "error [nothing_left]" in invoke(*arguments, "--pack", 4).stderr
+    assert "error [empty_dataset]" in invoke(*arguments, "--pack", 4).stderr
     text = data.read_text()
     data.write_text(text + "{")
     assert "error [bad_jsonl]" in invoke(*arguments).stderr

@@ -155,4 +155,4 @@ def test_packed_rows_and_data_of_which_nothing_is_left_are_refused(model: Path, 
     assert (done.exit_code, "error [already_packed]" in done.stderr) == (2, True)
     data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "response": ""}])
     done = invoke("mask", data, "--model", model, "--output", tmp_path / "out")
-    assert (done.exit_code, "error [nothing_left]" in done.stderr) == (2, True)
+    assert (done.exit_code, "error [empty_dataset]" in done.stderr) == (2, True)

@@ -45,6 +45,8 @@ UNREACHED = {
     "the template writes one and the tokenizer adds another: tokenise with add_special_tokens=False": "the strategy does",
     "seq_lengths holds the tokens of each document; take the rows as pack_dataset made them, and of trees "
     "(share_prefixes) keep the columns seq_parents and seq_depths": "it did",
+    "remove_unused_columns=False keeps the columns": "the YAML's `remove_unused_columns: true` is refused",
+    "take the rows as pack_dataset made them": "it did",
     "extra_columns='drop' leaves them out, 'carry' keeps a list with one value per document": "it drops them",
 }
 # Keyword arguments, calls and None: no word of a YAML. Data and its repair are shown in Python's notation, and may be.
