@@ -17,12 +17,13 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.utils import tqdm
 
-from sft_plugins._options import bad_option, stored_rows
+from sft_plugins._options import stored_rows
 from sft_plugins._rows import TREE_COLUMNS
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import Ints, TokenColumn, place, store
 from sft_plugins.packing.documents import Admitted, Columns, Policies, admit, check_columns
 from sft_plugins.packing.plan import PackPlan, check_capacity, plan_packs
+from sft_plugins.packing.prefix_tree.buffer import check_sharing
 from sft_plugins.packing.prefix_tree.fold import Forest, fold
 from sft_plugins.packing.prefix_tree.report import PrefixReport
 from sft_plugins.packing.prefix_tree.rows import lay
@@ -105,11 +106,11 @@ def pack_dataset(
         dropped = ", ".join(f"{kind} {loss.rows:,}" for kind, loss in admitted.lost.items())
         raise PackingError(f"no document is left to pack; dropped: {dropped}", code="empty_dataset")
     kept = extra if extra_columns == "carry" else []
+    check_sharing(share_prefixes, kept)
     features = _features(dataset, kept)
     options: tuple[Any, ...] = (policies.capacity, overflow, unsupervised, extra_columns, seed)
     prefixes = None
     if share_prefixes:
-        _check_sharing(share_prefixes, kept)
         forest = fold(
             columns.ids.some(admitted.rows), columns.labels.some(admitted.rows), admitted.lengths, policies.capacity
         )
@@ -123,17 +124,6 @@ def pack_dataset(
         batches = _batches(dataset, columns, kept, admitted, plan, features)
     packed = store(dataset, batches, features, place(dataset, features, plan.tokens, cache_file), options)
     return Packed(packed, _report(columns.ids, admitted, plan, prefixes))
-
-
-def _check_sharing(share_prefixes: bool, carried: list[str]) -> None:
-    if share_prefixes is not True:
-        raise bad_option("share_prefixes", share_prefixes, "True or False", PackingError)
-    if carried:
-        raise PackingError(
-            f"columns {', '.join(carried)} hold one value per row, and a tree does not keep its rows apart",
-            code="extra_columns",
-            remedy="extra_columns='drop' beside share_prefixes=True",
-        )
 
 
 def _read(dataset: Dataset, policies: Policies) -> tuple[Columns, list[str]]:

@@ -168,7 +168,8 @@ class PackReport:
                 "padded_to_max_length",
             )
         }
-        return dataclasses.asdict(self) | derived
+        prefixes = self.prefixes and self.prefixes.to_dict()
+        return dataclasses.asdict(self) | derived | {"prefixes": prefixes}
 
     def table(self) -> Any:
         """The report as a `rich.table.Table`."""
@@ -225,6 +226,7 @@ class Tally:
     supervised_tokens: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     lost: dict[str, Loss] = field(default_factory=dict)
+    prefixes: PrefixReport | None = None
 
     def read(self, *, rows: int, tokens: int, lost: Mapping[str, Loss]) -> None:
         self.rows_in += rows
@@ -232,10 +234,17 @@ class Tally:
         for kind, loss in lost.items():
             self.lost[kind] = self.lost.get(kind, Loss()) + loss
 
-    def add(self, packed: dict[str, Any]) -> None:
+    def add(self, packed: dict[str, Any], documents: npt.NDArray[Any]) -> None:
+        """`documents`: tokens of each that `packed` holds; of trees, of each row that they stand for."""
         self.rows += 1
         self.supervised_tokens += int(np.count_nonzero(packed["labels"] != IGNORE_INDEX))
-        self.lengths.update(packed["seq_lengths"].tolist())
+        self.lengths.update(documents.tolist())
+        if "seq_depths" in packed:
+            depths = packed["seq_depths"].astype(np.int64)
+            self.fold(PrefixReport.of_rows(documents, depths, packed["seq_lengths"] - depths))
+
+    def fold(self, report: PrefixReport) -> None:
+        self.prefixes = (self.prefixes or PrefixReport()) + report
 
     def report(self, max_length: int) -> PackReport:
         lengths = np.array(sorted(self.lengths), np.int64)
@@ -245,12 +254,13 @@ class Tally:
             rows_in=self.rows_in,
             tokens_in=self.tokens_in,
             documents=int(counts.sum()),
-            tokens=int((lengths * counts).sum()),
+            tokens=self.prefixes.tree_tokens if self.prefixes else int((lengths * counts).sum()),
             supervised_tokens=self.supervised_tokens,
             rows=self.rows,
             longest=int(lengths.max(initial=0)),
             padded=expected_padding(lengths, counts),
             lost=dict(self.lost),
+            prefixes=self.prefixes,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -260,7 +270,9 @@ class Tally:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Tally:
         lost = {kind: Loss(**loss | {"first_rows": tuple(loss["first_rows"])}) for kind, loss in data["lost"].items()}
-        return cls(**dict(data) | {"lengths": Counter(dict(map(tuple, data["lengths"]))), "lost": lost})
+        prefixes = data.get("prefixes") and PrefixReport(**data["prefixes"])
+        lengths = Counter(dict(map(tuple, data["lengths"])))
+        return cls(**dict(data) | {"lengths": lengths, "lost": lost, "prefixes": prefixes})
 
 
 def expected_padding(lengths: npt.NDArray[Any], counts: npt.NDArray[Any]) -> dict[int, int]:

@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sft_plugins._options import one_of, whole_number
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.distributed.shares import Share, host_of_this_pass, numbered_rows, share_of_this_process
-from sft_plugins.packing.documents import Policies, admitted_documents, join
+from sft_plugins.packing.documents import Document, Policies, admitted_documents, join
 from sft_plugins.packing.plan import check_capacity, plan_packs
+from sft_plugins.packing.prefix_tree.buffer import FoldedBuffer, check_sharing
 from sft_plugins.packing.report import PackReport, Tally
 
 FAST_FORWARD = ("replay", "state")
@@ -36,6 +38,7 @@ def pack_stream(
     unsupervised: str = "raise",
     extra_columns: str = "raise",
     seed: int | None = 0,
+    share_prefixes: bool = False,
     fast_forward: str = "replay",
 ) -> PackStream:
     """Pack the masked rows of any iterable, `buffer_size` documents at a time, each buffer as `pack_dataset` would.
@@ -50,6 +53,7 @@ def pack_stream(
             report count the rows of `rows` from 0.
         buffer_size: documents held in memory, those of one plan.
         seed: shuffles equal lengths and the packs of each buffer, differently in every buffer and epoch (`set_epoch`).
+        share_prefixes: as for `pack_dataset`, within each buffer: rows of one conversation come together, and share.
         fast_forward: how `load_state_dict` finds its place in `rows`. `"replay"` iterates over them from the start and
             discards what was consumed: exact for every source that repeats itself (shuffles need a fixed seed).
             `"state"` hands `rows.load_state_dict` the state that `rows.state_dict()` gave: quick, and as exact as the
@@ -74,6 +78,7 @@ def pack_stream(
             unsupervised=unsupervised,
             extra_columns=extra_columns,
             seed=seed,
+            share_prefixes=share_prefixes,
             fast_forward=fast_forward,
         ),
     )
@@ -87,10 +92,12 @@ class _Options:
     unsupervised: str
     extra_columns: str
     seed: int | None
+    share_prefixes: bool
     fast_forward: str
 
     def __post_init__(self) -> None:
         whole_number("buffer_size", self.buffer_size, PackingError)
+        check_sharing(self.share_prefixes, ())
         one_of("fast_forward", self.fast_forward, FAST_FORWARD, PackingError)
         self.policies  # noqa: B018  refuses what it does not know
 
@@ -185,7 +192,7 @@ class PackStream(IterableDataset[dict[str, Any]]):
         Raises:
             PackingError: `bad_state` if the state comes from a stream with other options.
         """
-        own, theirs = asdict(self._options), state.get("options", {})
+        own, theirs = asdict(self._options), {"share_prefixes": False} | state.get("options", {})
         differ = [
             f"{name}={theirs.get(name)!r} there, {own[name]!r} here" for name in own if theirs.get(name) != own[name]
         ]
@@ -222,12 +229,16 @@ class PackStream(IterableDataset[dict[str, Any]]):
             documents = list(admitted_documents(numbered, tally, options.policies, wanted=options.buffer_size))
             if not documents:
                 break
-            lengths = [len(document.ids) for document in documents]
-            plan = plan_packs(lengths, options.max_length, seed=self._seed(epoch, place.buffer))
+            folded = self._folded(documents)
+            lengths = np.array([len(document.ids) for document in documents])
+            if folded is not None:
+                tally.fold(folded.report)
+            units = lengths if folded is None else folded.tokens
+            plan = plan_packs(units, options.max_length, seed=self._seed(epoch, place.buffer))
             source = self._source_state()
             for done, pack in enumerate(plan, 1):
-                packed = join([documents[i] for i in pack])
-                tally.add(packed)
+                packed = join([documents[i] for i in pack]) if folded is None else folded.row(pack)
+                tally.add(packed, lengths[pack] if folded is None else folded.documents(pack))
                 if done < len(plan):
                     place = replace(place, yielded=done, share=share)
                 else:
@@ -240,6 +251,18 @@ class PackStream(IterableDataset[dict[str, Any]]):
         if not tally.rows and share.workers == 1:
             lost = "".join(f", {kind} {loss.rows:,}" for kind, loss in tally.lost.items())
             raise PackingError(f"no document to pack: {tally.rows_in:,} rows{lost}", code="empty_dataset")
+
+    def _folded(self, documents: list[Document]) -> FoldedBuffer | None:
+        """The buffer as trees, where beginnings are shared."""
+        if not self._options.share_prefixes:
+            return None
+        for document in documents:
+            try:
+                check_sharing(True, list(document.others))
+            except PackingError as error:
+                raise error.at_row(document.row) from error
+        ids, labels = ([getattr(document, name) for document in documents] for name in ("ids", "labels"))
+        return FoldedBuffer(ids, labels, self._options.max_length)
 
     def _seed(self, epoch: int, buffer: int) -> list[int] | None:
         return None if self._options.seed is None else [self._options.seed, epoch, buffer]

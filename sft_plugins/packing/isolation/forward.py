@@ -30,7 +30,17 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends.rotary import PerDocument, per_document
 from sft_plugins.packing.isolation.boundaries import Boundaries, malformed
 from sft_plugins.packing.isolation.changes import Proof, refuse_prompt_learning, shape_of
-from sft_plugins.packing.isolation.frame import ENTRIES, Call, Frame, Switch, current_boundaries, current_frame, running
+from sft_plugins.packing.isolation.frame import (
+    ENTRIES,
+    Call,
+    Frame,
+    Switch,
+    current_boundaries,
+    current_frame,
+    is_ordinary,
+    ordinary,
+    running,
+)
 from sft_plugins.packing.isolation.reading import CACHES, refuse_other_names, take_boundaries
 from sft_plugins.packing.isolation.trees import Trees
 
@@ -126,11 +136,14 @@ def _enter(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return entry.inner(*args, **kwargs)
     refuse_other_names(arguments, signature.parameters)
     rows, tokens = inputs.shape[:2] if inputs.ndim > 1 else (1, inputs.shape[0])
-    boundaries = take_boundaries(arguments, rows=rows, tokens=tokens)
+    # Inside an ordinary forward, masks of pairs are the model's own: those that wrap a text model make its windows so.
+    own_masks = is_ordinary(entry.model)
+    boundaries = take_boundaries(arguments, rows=rows, tokens=tokens, own_masks=own_masks)
     if boundaries is None:
         if arguments.get("input_ids") is None or any(arguments.get(name) is not None for name in CACHES):
             refuse_prompt_learning()
-        return entry.inner(*args, **kwargs)
+        with ordinary(entry.model):
+            return entry.inner(*args, **kwargs)
     if inputs.ndim == 1:
         raise malformed(f"input_ids of a packed row have shape {[tokens]}, expected {[1, tokens]}")
     refuse_context_parallel()

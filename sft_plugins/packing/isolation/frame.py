@@ -53,6 +53,7 @@ class Frame:
 
 _FRAME: ContextVar[Frame | None] = ContextVar("sft_plugins_packed_forward", default=None)
 _FOLLOWED: ContextVar[bool] = ContextVar("sft_plugins_followed_checkpoint", default=False)
+_ORDINARY: ContextVar[nn.Module | None] = ContextVar("sft_plugins_ordinary_forward", default=None)
 
 
 def current_frame() -> Frame | None:
@@ -93,6 +94,21 @@ def running(frame: Frame) -> Iterator[None]:
     """Run `frame`'s forward here, and its recompute on whatever thread, long after."""
     with _resumed(frame), _carried(frame.modules):
         yield
+
+
+def is_ordinary(model: nn.Module) -> bool:
+    """Whether a forward of `model` that was found to be an ordinary one is in progress on this thread."""
+    return _ORDINARY.get() is model
+
+
+@contextmanager
+def ordinary(model: nn.Module) -> Iterator[None]:
+    """Run an ordinary forward of `model`."""
+    token = _ORDINARY.set(model)
+    try:
+        yield
+    finally:
+        _ORDINARY.reset(token)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _HIDDEN_BELOW = -1000.0
 """Additive masks hide with −1e4 or less, the biases of distance that models add are smaller."""
 
 
-def two_axes(mask: Any, *, rows: int, tokens: int, cached: bool) -> torch.Tensor | None:
+def two_axes(mask: Any, *, rows: int, tokens: int, cached: bool, own: bool) -> torch.Tensor | None:
     """The mask of this forward's own tokens, [rows, tokens]; None where there is none, or one of pairs that hides nothing
     but padding and later tokens.
 
@@ -34,8 +34,8 @@ def two_axes(mask: Any, *, rows: int, tokens: int, cached: bool) -> torch.Tensor
         if not fits:
             raise _bad_mask(f"attention_mask has shape {list(mask.shape)}, the batch {[rows, tokens]}")
         return mask[:, -tokens:].expand(rows, tokens)
-    if cached:
-        return None  # generation's own masks of pairs, windows and chunks included
+    if cached or own:
+        return None  # generation's or the model's own masks of pairs, windows and chunks included
     for part in mask.values() if isinstance(mask, Mapping) else (mask,):
         if part is not None:
             _refuse_blocks(part, tokens)

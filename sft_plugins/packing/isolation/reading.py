@@ -52,7 +52,9 @@ def refuse_other_names(arguments: MutableMapping[str, Any], parameters: Any) -> 
             )
 
 
-def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: int) -> Boundaries | None:
+def take_boundaries(
+    arguments: MutableMapping[str, Any], *, rows: int, tokens: int, own_masks: bool = False
+) -> Boundaries | None:
     """Pop what speaks of documents out of a forward's named arguments and return what it says.
 
     Of a packed forward the mask goes, `position_ids` are filled in and spread over the rows, and padding becomes documents
@@ -61,6 +63,7 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
     Args:
         arguments: the forward's arguments by name.
         rows, tokens: shape of the batch's `input_ids`.
+        own_masks: masks of pairs come from the model's own code, in a forward that was found to be ordinary.
 
     Returns:
         None for an ordinary forward, whose arguments stay as they are (boundary keys that are None go).
@@ -81,7 +84,7 @@ def take_boundaries(arguments: MutableMapping[str, Any], *, rows: int, tokens: i
             raise _cached(cache[0])
         return take_trees(given, arguments, rows=rows, tokens=tokens)
     positions = _read_positions(arguments.get("position_ids"), rows, tokens)
-    flat = two_axes(mask, rows=rows, tokens=tokens, cached=bool(cache))
+    flat = two_axes(mask, rows=rows, tokens=tokens, cached=bool(cache), own=own_masks)
     if not given and _plainly_ordinary(positions, flat):
         return None
 

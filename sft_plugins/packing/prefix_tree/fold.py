@@ -30,7 +30,7 @@ class Forest:
         rows, depths, lengths: of each segment the row that it is a slice of, the position of its first token in that row, its
             tokens. A branch's first token is its parent's, repeated; it sees `depths` tokens of its parent's path.
         parents: index of the segment that it branches from, -1 for a root. Parents come first.
-        offsets: `[trees + 1]`, first segment of each tree; tokens: of each tree.
+        offsets: `[trees + 1]`, first segment of each tree; tokens: of each tree. in_tree: of each row its tree.
         added: `[n, 3]`, sorted: (segment, from, to): positions in the path of that segment's row that another row trains.
         cuts, repeated: forks that were not taken because the tree would not have fitted, and the tokens that this repeats.
     """
@@ -41,6 +41,7 @@ class Forest:
     parents: Ints
     offsets: Ints
     tokens: Ints
+    in_tree: Ints
     added: Ints
     cuts: int
     repeated: int
@@ -57,7 +58,7 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
     order = np.arange(len(lengths), dtype=np.int64)
     ids_in, labels_in = _Readable.of(ids), _Readable.of(labels)
     compiled(sort_rows)(ids_in.values, ids_in.chunk, ids_in.start, lengths, order)
-    rows, depths, parents, trees, tokens, *added, cut = compiled(share_rows)(
+    rows, depths, parents, trees, tokens, in_tree, *added, cut = compiled(share_rows)(
         ids_in.values,
         ids_in.chunk,
         ids_in.start,
@@ -78,6 +79,7 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
         parents=parents,
         offsets=np.searchsorted(trees, np.arange(len(tokens) + 1)),
         tokens=tokens,
+        in_tree=in_tree,
         added=more[np.argsort(more[:, 0], kind="stable")],
         cuts=int(cut[0]),
         repeated=int(cut[1]),

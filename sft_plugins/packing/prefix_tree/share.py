@@ -32,7 +32,7 @@ def share_rows(
     capacity: int,
     least: int,
     ignore: int,
-) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
+) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
     """Segments and trees of the rows in `order`.
 
     Args:
@@ -42,15 +42,15 @@ def share_rows(
 
     Returns:
         Of each segment, parents first and trees one after the other: row, position of its first token in it, parent (-1 for a
-        root), tree; tokens of each tree; labels to add where a row trains what an earlier row has laid: segment, and positions
-        from, to in its path; `[forks not taken because the tree was full, tokens repeated for them]`.
+        root), tree; tokens of each tree; of each row its tree; labels to add where a row trains what an earlier row has laid:
+        segment, and positions from, to in its path; `[forks not taken because the tree was full, tokens repeated for them]`.
     """
     n, longest = len(order), 0
     for row in order:
         longest = max(longest, length[row])
     of_row, begin_of = np.empty(n, np.int64), np.empty(n, np.int64)
     parent_of, tree_of = np.empty(n, np.int64), np.empty(n, np.int64)
-    tokens_of = np.empty(n, np.int64)
+    tokens_of, in_tree = np.empty(n, np.int64), np.empty(n, np.int64)
     more = np.empty((16, 3), np.int64)
     cut = np.zeros(2, np.int64)
     trained = np.zeros(longest, np.bool_)  # which tokens of the path so far some row trains
@@ -99,6 +99,7 @@ def share_rows(
                         more[added, 0], more[added, 1], more[added, 2] = segment, q, q + 1
                         added += 1
             if shared == size:
+                in_tree[row] = trees - 1
                 continue
             fork = shared - 1
             while begins[on_path - 1] >= fork:
@@ -110,7 +111,7 @@ def share_rows(
             parent_of[segments] = -1
             tokens_of[trees] = size
             trees += 1
-        of_row[segments], begin_of[segments], tree_of[segments] = row, fork, trees - 1
+        of_row[segments], begin_of[segments], tree_of[segments], in_tree[row] = row, fork, trees - 1, trees - 1
         path[on_path], begins[on_path] = segments, fork
         on_path += 1
         segments += 1
@@ -123,6 +124,7 @@ def share_rows(
         parent_of[:segments],
         tree_of[:segments],
         tokens_of[:trees],
+        in_tree,
         more[:, 0].copy(),
         more[:, 1].copy(),
         more[:, 2].copy(),

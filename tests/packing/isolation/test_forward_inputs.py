@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
 
-from sft_plugins.errors import SFTPluginsError
+from sft_plugins.errors import ContaminationError, SFTPluginsError
 from sft_plugins.packing import isolate
 from sft_plugins.packing.isolation.reading import take_boundaries
-from testkit.tiny_models import build
+from testkit.tiny_models import WINDOW, build
 
 PADDING = "."
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
@@ -279,3 +279,19 @@ def test_a_row_that_goes_on_in_a_cache_is_ordinary(llama: nn.Module) -> None:
             cache = out[CACHE]
             parts.append(out.logits)
     assert float((torch.cat(parts, 1) - whole).abs().max() / whole.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4"])
+def test_masks_that_a_model_makes_for_its_text_model_are_its_own(name: str) -> None:
+    """Gemma 3 wraps a text model and hands it the masks of its windows: in an ordinary row longer than one, no packing."""
+    tiny = build(name)
+    ids = torch.arange(4, 4 + 3 * WINDOW)[None]
+    expected = tiny.model(input_ids=ids, use_cache=False).logits
+    isolate(tiny.model)
+    assert torch.equal(tiny.model(input_ids=ids, use_cache=False).logits, expected)
+    padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(tiny.model(**padded, use_cache=False).logits, expected)
+    windowed = torch.ones(1, 1, 21, 21, dtype=torch.bool).tril().triu(-WINDOW)
+    with pytest.raises(ContaminationError) as caught:
+        tiny.model(input_ids=ids, attention_mask=windowed, use_cache=False)
+    assert caught.value.code == "block_mask"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,51 +18,9 @@ from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing import isolate
 from sft_plugins.packing.isolation import trees as module
 from sft_plugins.packing.isolation.trees import Trees
-from testkit.prefix_forest import Row, Segment, fold_slowly, forests, paths_of
+from testkit.prefix_forest import Row, fold_slowly, forests, paths_of
 from testkit.tiny_models import build
-
-# (tokens, parent, depth): a branch of a branch, a fork in the parent's last token, a second tree, a single token.
-SHAPE = [(23, -1, 0), (5, 0, 8), (9, 0, 19), (4, 1, 10), (6, 0, 22), (5, -1, 0), (1, -1, 0)]
-
-
-def segments(vocab_size: int) -> list[Segment]:
-    """Random tokens in the shape of `SHAPE`; all but the first of each segment are trained."""
-    generator = np.random.default_rng(0)
-    made: list[Segment] = []
-    for length, parent, depth in SHAPE:
-        tokens = generator.integers(4, vocab_size, length).tolist()
-        if parent >= 0:
-            tokens[0] = paths_of(made)[parent][0][depth]
-        made.append((tokens, [-100, *tokens[1:]], parent, depth))
-    return made
-
-
-def flat(made: list[Segment], part: int) -> list[int]:
-    """Tokens (0) or labels (1) of all segments, end to end."""
-    return [value for segment in made for value in segment[part]]  # type: ignore[attr-defined]
-
-
-def trees_of(made: list[Segment]) -> Trees:
-    lengths, parents, depths = (
-        np.array(values) for values in zip(*((len(t), p, d) for t, _, p, d in made), strict=True)
-    )
-    return Trees(lengths=lengths, depths=depths, parents=parents)
-
-
-def tree_batch(made: list[Segment]) -> dict[str, Any]:
-    return {"input_ids": torch.tensor([flat(made, 0)]), **trees_of(made).batch("cpu")}
-
-
-def summed_loss(logits: torch.Tensor, labels: list[int]) -> torch.Tensor:
-    """The plain loss of the next token, as every trainer computes it."""
-    if len(labels) < 2:
-        return logits.sum() * 0
-    return F.cross_entropy(logits[:-1].double(), torch.tensor(labels[1:]), reduction="sum")
-
-
-def loss_alone(model: nn.Module, rows: list[Row]) -> torch.Tensor:
-    logits = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids, _ in rows]
-    return torch.stack([summed_loss(one, labels) for one, (_, labels) in zip(logits, rows, strict=True)]).sum()
+from testkit.tree_matrix import PAGE, examine_trees, flat, loss_alone, segments, summed_loss, tree_batch, trees_of
 
 
 def apart(model: nn.Module, reference: nn.Module) -> float:
@@ -106,23 +63,33 @@ def test_loss_and_gradients_of_a_tree_are_those_of_its_rows(backend: str, rows: 
         assert apart(model, reference) < 1e-9
 
 
-# Windows per layer · window and sinks · chunks · learned positions · soft caps · multi-query · no
-# attention at all (unpack) · ALiBi (unpack).
+# Windows per layer · window and sinks · chunks · learned positions · soft caps · multi-query · latent attention · a text model
+# in another that makes its masks · no attention at all (unpack) · ALiBi (unpack). The others: docs/tree-matrix.md.
 @pytest.mark.parametrize(
     "name",
-    ["gemma3_text", "gpt_oss", "llama4_text", "opt", "gemma2", "gpt_bigcode", "mamba", "bloom"],
-)  # fmt: skip
-@torch.no_grad()
-def test_every_branch_gets_the_logits_of_its_row(name: str) -> None:
-    tiny = build(name)
-    made = segments(tiny.vocab_size)
-    alone = [tiny.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids, _ in paths_of(made)]
-    with isolate(tiny.model, share_prefixes=True) as report:
-        assert report.prefix_trees, report.notes
-        packed = tiny.model(**tree_batch(made)).logits[0].split([len(tokens) for tokens, *_ in made])
-    scale = max(float(one.abs().max()) for one in alone)
-    gaps = [float((a[-len(b) :] - b).abs().max()) for a, b in zip(alone, packed, strict=True)]
-    assert max(gaps) / scale < max(report.tolerance, 1e-5)
+    [
+        "gemma3_text",
+        "gpt_oss",
+        "llama4_text",
+        "opt",
+        "gemma2",
+        "gpt_bigcode",
+        "deepseek_v3",
+        "gemma3",
+        "mamba",
+        "bloom",
+    ],
+)
+def test_a_row_of_trees_equals_its_rows_alone(name: str) -> None:
+    found = examine_trees(name)
+    assert found.exact, found
+    page = PAGE.read_text(encoding="utf-8")
+    assert f"| {name} | {found.backend} |" in page
+
+
+def test_tokens_picked_by_score_stand_against_trees() -> None:
+    """Sparse attention picks the highest scores; of equal ones another where a row is padded further."""
+    assert "index_topk" in examine_trees("deepseek_v32").against
 
 
 def test_gradient_checkpointing_recomputes_inside_the_tree() -> None:

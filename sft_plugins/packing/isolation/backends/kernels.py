@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,17 @@ def per_document(
     """
     rows, _, width, _ = query.shape
     tokens = [states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)]  # [B·T, heads, D]
+    groups = boundaries.groups(query.device)
+    branches = [sees for _, where, sees in groups if sees is not where and isinstance(sees, torch.Tensor)]
+    gathered: list[Iterator[torch.Tensor]] = []
+    if branches:  # of all branches at once: the backward of a gather fills a row of zeros, however little was taken
+        sizes, index = [len(sees) for sees in branches], torch.cat(branches)
+        gathered = [iter(states[index].split(sizes)) for states in tokens[1:]]
     outputs = []
-    for length, where, sees in boundaries.groups(query.device):
+    for length, where, sees in groups:
         own = tokens[0][where].unflatten(0, (-1, length))
-        seen = [states[sees].unflatten(0, (len(own), -1)).transpose(1, 2) for states in tokens[1:]]
+        taken = [states[where] for states in tokens[1:]] if sees is where else [next(paths) for paths in gathered]
+        seen = [states.unflatten(0, (len(own), -1)).transpose(1, 2) for states in taken]
         outputs.append(attend(own.transpose(1, 2), *seen).flatten(0, 1))
     packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     order = boundaries.ungroup(query.device)

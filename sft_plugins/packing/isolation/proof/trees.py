@@ -77,6 +77,11 @@ def against_trees(model: nn.Module, run: nn.Module, observed: Observed) -> str |
     """
     if any(looks_at_the_row(module) for module in model.modules()):
         return "rotary frequencies follow the length of a whole row, and what rows share would need several"
+    if any(getattr(getattr(module, "config", None), "index_topk", None) for module in model.modules()):
+        # Between equal scores `topk` picks by the width of its input, which no row of a proof stands for.
+        return (
+            "attention goes to the tokens of the highest scores (index_topk), and which of equal ones follows the batch"
+        )
     row, indices = _Row(observed), range(7)
     allowed = observed.tolerance * observed.scale
     with observed.arithmetic():
