@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_plugins._checks import bad_option
+from sft_plugins._options import bad_option
 from sft_plugins.errors import PackingError
 from sft_plugins.packing.arrow import Ints, TokenColumn
 from sft_plugins.packing.prefix_tree.fold import fold
