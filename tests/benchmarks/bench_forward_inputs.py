@@ -18,22 +18,45 @@ from sft_plugins.packing import isolate
 from testkit.forward_inputs import Case, cases, fault, outcome
 from testkit.tiny_models import build
 
+OTHERS = ("gpt2", "opt", "bloom", "gemma2", "mamba2")
+"""Learned positions, positions counted from the mask, biases of distance, windows, a state: a tenth of the forwards each."""
+
+Kind = tuple[str, str]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, default=10_000)
 
 
 def measure(options: argparse.Namespace) -> Measured:
-    """A record per outcome of cases as meant and of spoiled ones."""
-    plain = build("llama", num_hidden_layers=1).model
+    """A record per model and outcome, of cases as meant and of spoiled ones."""
+    measured = Measured()
+    started, forwards, faults = cpu_seconds(), 0, []
+    for architecture in ("llama", *OTHERS):
+        examples = options.examples if architecture == "llama" else options.examples // 10
+        counts, worst, wrong = _draw(architecture, examples)
+        forwards += sum(counts.values())
+        faults += wrong
+        for (said, what), count in sorted(counts.items()):
+            record = {"model": architecture, "said": said, "outcome": what, "forwards": count}
+            measured.records.append(record | {"largest_difference": float(worst[said, what])})
+    measured.skipped |= {f"fault {i}": text for i, text in enumerate(faults[:20])}
+    everything = {"said": "all", "outcome": "faults", "forwards": forwards, "faults": len(faults)}
+    measured.records.append(everything | {"cpu_seconds": cpu_seconds() - started})
+    return measured
+
+
+def _draw(architecture: str, examples: int) -> tuple[Counter[Kind], Counter[Kind], list[str]]:
+    """How many cases had each outcome, the largest difference among them, and the faults."""
+    plain = build(architecture, **({"num_hidden_layers": 1} if architecture == "llama" else {})).model
     isolated = copy.deepcopy(plain)
     isolate(isolated)
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: Counter[Kind] = Counter()
+    worst: Counter[Kind] = Counter()
     faults: list[str] = []
-    worst: Counter[tuple[str, str]] = Counter()
 
     @settings(
-        max_examples=options.examples,
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,
@@ -47,26 +70,10 @@ def measure(options: argparse.Namespace) -> Measured:
         counts[kind] += 1
         worst[kind] = max(worst[kind], difference)
         if (wrong := fault(case, what, difference)) is not None:
-            faults.append(f"{wrong}: {case}")
+            faults.append(f"{architecture}: {wrong}: {case}")
 
-    started = cpu_seconds()
     draw()
-    seconds = cpu_seconds() - started
-    measured = Measured(skipped={f"fault {i}": text for i, text in enumerate(faults[:20])})
-    for (said, what), count in sorted(counts.items()):
-        measured.records.append(
-            {"said": said, "outcome": what, "forwards": count, "largest_difference": float(worst[said, what])}
-        )
-    measured.records.append(
-        {
-            "said": "all",
-            "outcome": "faults",
-            "forwards": sum(counts.values()),
-            "faults": len(faults),
-            "cpu_seconds": seconds,
-        }
-    )
-    return measured
+    return counts, worst, faults
 
 
 if __name__ == "__main__":

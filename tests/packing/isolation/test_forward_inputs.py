@@ -8,6 +8,7 @@ outcome  exact        packed, and every document gets what it gets alone
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 from typing import Any
@@ -295,3 +296,14 @@ def test_masks_that_a_model_makes_for_its_text_model_are_its_own(name: str) -> N
     with pytest.raises(ContaminationError) as caught:
         tiny.model(input_ids=ids, attention_mask=windowed, use_cache=False)
     assert caught.value.code == "block_mask"
+
+
+def test_the_number_of_a_document_of_one_token_is_read_too() -> None:
+    """OPT counts positions from the mask: a number left in it would be taken for a place."""
+    plain = build("opt").model
+    ids = torch.tensor([[5], [6]])
+    with torch.no_grad():
+        alone = plain(input_ids=ids).logits
+        isolate(model := copy.deepcopy(plain))
+        packed = model(input_ids=ids, attention_mask=torch.tensor([[3], [1]])).logits
+    assert float((packed - alone).abs().max() / alone.abs().max()) <= 1e-5

@@ -151,10 +151,12 @@ def outcome(isolated: nn.Module, plain: nn.Module, case: Case) -> tuple[str, flo
     worst, scale = 0.0, 1e-6
     positions = case.speakers().get("position_ids")
     for row, first, last in {doc for speaker in (*case.speakers(), *_nobody(case)) for doc in case.documents(speaker)}:
-        seen = torch.tensor([case.visible[row][first : last + 1]])
-        own = {} if positions is None else {"position_ids": torch.tensor([positions[row][first : last + 1]])}
-        alone = plain(input_ids=ids[row : row + 1, first : last + 1], attention_mask=seen.long(), **own).logits[0]
-        differs = (logits[row, first : last + 1] - alone).abs()[seen[0]]
+        # Where nobody counts, models with learned positions count what is hidden in front, too.
+        start = first if case.speakers() else 0
+        seen = torch.tensor([case.visible[row][start : last + 1]])
+        own = {} if positions is None else {"position_ids": torch.tensor([positions[row][start : last + 1]])}
+        alone = plain(input_ids=ids[row : row + 1, start : last + 1], attention_mask=seen.long(), **own).logits[0]
+        differs = (logits[row, start : last + 1] - alone).abs()[seen[0]]
         worst, scale = max(worst, float(differs.max())), max(scale, float(alone.abs().max()))
     return "ran", worst / scale
 
