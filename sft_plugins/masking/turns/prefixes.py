@@ -11,20 +11,32 @@ messages nor a name that the loop assigns. So the messages are handed over in a 
     render([u1, a1])          =    "<u>u1</u>" "<a>a1</a>"
 
 A template that counts the messages, peeks at the next one (`loop.last`) or searches them first is found out by the same
-means, and the prefixes concerned are rendered plainly.
+means, and the prefixes concerned are rendered plainly. What a generation prompt adds is the same text for all conversations
+if nothing that follows the loop comes from the messages; then it is rendered once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import nodes
-from jinja2.environment import Template
+from jinja2.environment import Environment, Template
 from transformers.utils import chat_template_utils
 
 _MARK = "__sft_plugins_end_of_message__"
 _ALL = 1 << 62
+_OF_DICT = frozenset(dir(dict))
+
+
+class Prefixes(NamedTuple):
+    """Renderings of `messages[:j]` without generation prompt, by j, and the values of all that decides about a prompt's tail.
+
+    `tail_key` is None where the messages may decide about it too.
+    """
+
+    texts: dict[int, str]
+    tail_key: str | None
 
 
 class WatchedTemplate:
@@ -32,19 +44,26 @@ class WatchedTemplate:
 
     def __init__(self, source: str) -> None:
         self._template: Template | None = None
-        environment = chat_template_utils._compile_jinja_template(source).environment
+        self._tail_names: list[str] | None = None
+        environment = _quick(chat_template_utils._compile_jinja_template(source).environment)
         tree = environment.parse(source)
         found = _message_loop(tree.body)
         if found is None:
             return
         loop, after = found
         # What follows the loop must be the same for every prefix, with and without a generation prompt.
-        if _loaded(after) & _changed_by(loop, tree):
+        changed = _changed_by(loop, tree)
+        if _loaded(after) & changed:
             return
         # The loop must write the same with and without it: prefixes of prompts are taken from a rendering without.
         if any("add_generation_prompt" in _loaded([node]) for node in tree.body if node not in after):
             return
-        loop.body.append(nodes.ExprStmt(nodes.Call(nodes.Name(_MARK, "load"), [], [], None, None), lineno=loop.lineno))
+        behind = _behind(after, tree)
+        if not behind & {*changed, "strftime_now"}:
+            self._tail_names = sorted(behind)
+        # A look-up, since the sandbox examines every call at length.
+        mark = nodes.Getitem(nodes.Name(_MARK, "load"), nodes.Const(0), "load")
+        loop.body.append(nodes.ExprStmt(mark, lineno=loop.lineno))
         nodes.Node.set_environment(tree, environment)
         for node in tree.find_all(nodes.Node):
             if node.lineno is None:
@@ -52,15 +71,15 @@ class WatchedTemplate:
         code = environment.compile(tree)
         self._template = Template.from_code(environment, code, environment.globals)
 
-    def prefixes(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> dict[int, str]:
-        """`{j: rendering of messages[:j]}` without generation prompt, for every j for which one rendering proves it."""
+    def prefixes(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> Prefixes | None:
+        """The renderings of all `messages[:j]` for which one rendering proves them; None where it proves none."""
         if self._template is None:
-            return {}
+            return None
         # transformers ≥ 5.20 shows templates a message's reasoning under every name in use.
         alias = getattr(chat_template_utils, "_alias_reasoning_fields", None)
         watch = _Watch(alias(messages) if alias else messages)
         context = self._template.new_context(
-            {**variables, "messages": _Watched(watch, 0), "add_generation_prompt": False, _MARK: watch.end_of_message}
+            {**variables, "messages": _Watched(watch, 0), "add_generation_prompt": False, _MARK: _EndOfMessage(watch)}
         )
         pieces: list[str] = []
         try:
@@ -70,12 +89,42 @@ class WatchedTemplate:
         except (
             Exception
         ):  # an operation that the watching sequence lacks, or the template's own complaint: render plainly
-            return {}
+            return None
         if watch.end is None or watch.read_after_end:
-            return {}
+            return None
         text = "".join(pieces)
         tail = text[watch.end :]
-        return {j: text[:cut] + tail for j, cut in watch.cuts.items()} | {len(messages): text}
+        texts = {j: text[:cut] + tail for j, cut in watch.cuts.items()}
+        texts[len(messages)] = text
+        names = self._tail_names
+        return Prefixes(texts, None if names is None else repr([(name, variables.get(name)) for name in names]))
+
+
+def _quick(environment: Environment) -> Environment:
+    """A copy of `environment` that looks `message.role` up at once, where a dictionary has no attribute of that name.
+
+    The sandbox asks for the attribute first, and for the key once Python has failed to find one: the same value, later.
+    """
+
+    class Quick(type(environment)):  # type: ignore[misc]
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if type(obj) is dict and attribute in obj and attribute not in _OF_DICT:
+                return obj[attribute]
+            return super().getattr(obj, attribute)
+
+    quick = environment.overlay()
+    quick.__class__ = Quick
+    return quick
+
+
+class _EndOfMessage:
+    """What the template looks up at the end of the loop's body."""
+
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
+
+    def __getitem__(self, _: Any) -> None:
+        self._watch.ended_bodies += 1
 
 
 class _Watch:
@@ -89,9 +138,6 @@ class _Watch:
         self.cuts: dict[int, int] = {}
         self.end: int | None = None
         self.read_after_end = False
-
-    def end_of_message(self) -> None:
-        self.ended_bodies += 1
 
     def read(self, index: int) -> None:
         self.highest_read = max(self.highest_read, index)
@@ -176,6 +222,19 @@ def _changed_by(loop: Any, tree: Any) -> set[str]:
     while more := {name for made, used in makers if used & changed for name in made} - changed:
         changed |= more
     return changed | {"messages"}  # what is made from the messages is watched when it is read
+
+
+def _behind(after: list[Any], tree: Any) -> set[str]:
+    """Every name that may decide about what `after` writes: those that it loads, and all that stands where one is set."""
+    behind, statements = _loaded(after), [(_loaded([node]), _stored([node]) | _macros(node)) for node in tree.body]
+    while more := {name for loaded, stored in statements if stored & behind for name in loaded} - behind:
+        behind |= more
+    return behind
+
+
+def _macros(node: Any) -> set[str]:
+    own = {node.name} if isinstance(node, nodes.Macro) else set()
+    return own | {macro.name for macro in node.find_all(nodes.Macro)}
 
 
 def _loaded(tree: list[Any]) -> set[str]:

@@ -20,6 +20,8 @@ from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
 from sft_plugins.masking.turns.prefixes import WatchedTemplate
 
+_EVERY = 64  # renderings; of one in so many the shortcut's prompt is held to the plain one
+
 
 class TurnText(NamedTuple):
     """Texts of the supervised turn at `messages[at]`."""
@@ -58,6 +60,8 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._watched: dict[str, WatchedTemplate] = {}
+        self._tails: dict[tuple[str, str | None], str | None] = {}
+        self._rendered = 0
 
     @property
     def available(self) -> bool:
@@ -110,32 +114,24 @@ class ChatRenderer:
         """Texts of the supervised turns at `indices` (ascending). `shortcut=False` renders every prefix plainly."""
         messages = conversation.messages
         last = indices[-1]
-        last_prompt = self.render(messages[:last], conversation, generation_prompt=True)
-        prefixes: dict[int, str] = {}
-        tail = ""
-        if shortcut and len(indices) > 1:
-            prefixes = self._prefixes(conversation, last + 1)
-            history = prefixes.get(last)
-            if history is None or not last_prompt.startswith(history):
-                prefixes = {}
-            else:
-                tail = last_prompt[len(history) :]
+        found = self._shortcut(conversation, last) if shortcut else None
+        texts, tail = found or ({}, "")
+        prompts = {} if found else {last: self.render(messages[:last], conversation, generation_prompt=True)}
 
         def prompt(k: int) -> str:
-            if k == last:
-                return last_prompt
-            if k in prefixes:
-                return prefixes[k] + tail
-            return self.render(messages[:k], conversation, generation_prompt=True)
+            if k in texts:
+                return texts[k] + tail
+            return prompts.get(k) or self.render(messages[:k], conversation, generation_prompt=True)
 
         def full(k: int) -> str:
-            if k + 1 in prefixes:
-                return prefixes[k + 1]
+            if k + 1 in texts:
+                return texts[k + 1]
             return self.render(messages[: k + 1], conversation, generation_prompt=False)
 
         return [TurnText(k, prompt(k), full(k)) for k in indices]
 
-    def _prefixes(self, conversation: Conversation, length: int) -> dict[int, str]:
+    def _shortcut(self, conversation: Conversation, last: int) -> tuple[dict[int, str], str] | None:
+        """Prefixes of `messages[:last + 1]` out of one rendering, and what a generation prompt adds to each."""
         source = self.template_source(conversation.tools)
         if source not in self._watched:
             self._watched[source] = WatchedTemplate(source)
@@ -145,4 +141,19 @@ class ChatRenderer:
             **conversation.template_kwargs,
             "tools": conversation.tools,
         }
-        return self._watched[source].prefixes(conversation.messages[:length], variables)
+        found = self._watched[source].prefixes(conversation.messages[: last + 1], variables)
+        if found is None or last not in found.texts:
+            return None
+        self._rendered += 1
+        history, key = found.texts[last], (source, found.tail_key)
+        tail = self._tails.get(key) if found.tail_key is not None and self._rendered % _EVERY else None
+        if tail is None:
+            # A row in a while is looked at plainly all the same, and each for whose tail nothing vouches.
+            prompt = self.render(conversation.messages[:last], conversation, generation_prompt=True)
+            full = self.render(conversation.messages[: last + 1], conversation, generation_prompt=False)
+            if not prompt.startswith(history) or full != found.texts[last + 1]:
+                return None
+            tail = prompt[len(history) :]
+            if self._tails.setdefault(key, tail) != tail:
+                self._tails[key] = None  # no fixed text after all
+        return found.texts, tail

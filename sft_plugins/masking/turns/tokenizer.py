@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.encoding.pieces import Pieces, candidates
 
 # Text put before a continuation so that the tokenizer takes it for the middle of a text, and cut off again.
 _ANCHORS = ("\n", "。", ":", "a", "0")
@@ -47,7 +48,6 @@ class TextTokenizer:
         self._added_pattern = _alternation(token.content for token in added.values())
         self._direct = self._backend is not None and self._direct_equals_public()
         self.pieces = _piece_table(self)
-        self._piece_widths = None if self.pieces is None else np.array([len(piece) for piece in self.pieces])
         self._short: dict[str, list[int]] = {}
         self._continues = self.pieces is not None and self.decodes_to(self.encode(["Zq"])[0], "Zq")
 
@@ -116,12 +116,12 @@ class TextTokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The pieces of `ids` joined; only where `pieces` is not None."""
-        pieces = self.pieces or []
-        return b"".join([pieces[i] for i in ids])
+        assert self.pieces is not None
+        return self.pieces.joined(ids)
 
     def widths(self, ids: Sequence[int]) -> np.ndarray | None:
         """Bytes each id stands for, int64 `[T]`; None for tokenizers whose ids stand for no fixed bytes."""
-        return None if self._piece_widths is None else self._piece_widths[np.asarray(ids, np.int64)]
+        return None if self.pieces is None else self.pieces.widths[np.asarray(ids, np.int64)]
 
     def is_safe_joint(self, text: str) -> bool:
         """Whether tok(left + text) = tok(left) + tok(text) for every `left`."""
@@ -206,45 +206,25 @@ def _safe_joints(added: dict[int, Any]) -> list[str]:
     return safe
 
 
-def _piece_table(text: TextTokenizer) -> list[bytes] | None:
+def _piece_table(text: TextTokenizer) -> Pieces | None:
     """Bytes of every id, or None if this vocabulary has no fixed ones. Verified on text before it is trusted."""
     tokenizer = text.tokenizer
     tokens = tokenizer.convert_ids_to_tokens(list(range(text.size)))
     if any(not isinstance(token, str) for token in tokens):
         return None
     added = {index: token.content for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
-    byte_of = {char: byte for byte, char in _byte_level_alphabet().items()}
-    for piece in (lambda token: bytes(byte_of[char] for char in token), _sentencepiece_bytes):
-        try:
-            table = [added[i].encode() if i in added else piece(token) for i, token in enumerate(tokens)]
-        except KeyError:
-            continue
-        if all(
-            _table_holds(table, ids, probe, text) for probe, ids in zip(_PROBES, text.encode([*_PROBES]), strict=True)
-        ):
-            return table
+    probes = dict(zip(_PROBES, text.encode([*_PROBES]), strict=True))
+    for pieces in candidates(tokens, {index: content for index, content in added.items() if index < len(tokens)}):
+        if all(_pieces_hold(pieces, ids, probe, text) for probe, ids in probes.items()):
+            return pieces
     return None
 
 
-def _table_holds(table: list[bytes], ids: list[int], probe: str, text: TextTokenizer) -> bool:
+def _pieces_hold(pieces: Pieces, ids: list[int], probe: str, text: TextTokenizer) -> bool:
     unknown = text.tokenizer.unk_token_id
     if unknown is not None and unknown in ids:  # the probe's characters are not in this vocabulary: it shows nothing
         return probe is not _PROBES[0]
-    got = b"".join(table[i] for i in ids).decode("utf-8", "replace")
-    return got in (probe, " " + probe)
-
-
-def _sentencepiece_bytes(token: str) -> bytes:
-    match = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-    return bytes([int(match.group(1), 16)]) if match else token.replace("▁", " ").encode()
-
-
-def _byte_level_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-ins for the 256 bytes: visible Latin-1 stands for itself, the rest for U+0100 onwards."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    alphabet = {byte: chr(byte) for byte in visible}
-    hidden = [byte for byte in range(256) if byte not in alphabet]
-    return alphabet | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return pieces.joined(ids).decode("utf-8", "replace") in (probe, " " + probe)
 
 
 def require_tokenizer(tokenizer: Any) -> None:

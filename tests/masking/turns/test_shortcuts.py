@@ -276,7 +276,80 @@ def test_nasty_templates_render_the_same_with_and_without_the_shortcut(
 def test_templates_that_only_look_back_take_the_shortcut(name: str) -> None:
     fast, plain = both(HARMLESS[name], MANY)
     assert fast == plain
-    assert set(WatchedTemplate(HARMLESS[name]).prefixes(MANY, {})) >= {2, 3, 4, 5, 6}
+    found = WatchedTemplate(HARMLESS[name]).prefixes(MANY, {})
+    assert found is not None
+    assert set(found.texts) >= {2, 3, 4, 5, 6}
+
+
+# What the generation prompt adds, by way of the first message.
+TAILS = {
+    "set": "{% set tail = messages[0].role %}" + FOR + BODY + END + "{% if add_generation_prompt %}{{ tail }}{% endif %}",
+    "set_by_way": "{% set a = messages[0].role %}{% set b = a ~ '!' %}" + FOR + BODY + END
+    + "{% if add_generation_prompt %}{{ b }}{% endif %}",
+    "set_under_if": "{% set s = 'u' %}{% if messages[0].role == 'system' %}{% set s = 's' %}{% endif %}" + FOR + BODY + END
+    + "{% if add_generation_prompt %}{{ s }}{% endif %}",
+    "namespace": "{% set ns = namespace(s='u') %}{% if messages[0].role == 'system' %}{% set ns.s = 's' %}{% endif %}"
+    + FOR + BODY + END + "{% if add_generation_prompt %}{{ ns.s }}{% endif %}",
+    "macro": "{% set s = messages[0].role %}{% macro tail() %}{{ s }}{% endmacro %}" + FOR + BODY + END
+    + "{% if add_generation_prompt %}{{ tail() }}{% endif %}",
+    "macro_under_if": "{% if messages[0].role == 'system' %}{% macro tail() %}s{% endmacro %}{% else %}"
+    "{% macro tail() %}u{% endmacro %}{% endif %}" + FOR + BODY + END
+    + "{% if add_generation_prompt %}{{ tail() }}{% endif %}",
+    "read_behind": FOR + BODY + END + "{% if add_generation_prompt %}{{ messages[0].role }}{% endif %}",
+    "switch": FOR + BODY + END + "{% if add_generation_prompt %}<{{ 's' if thinking else 'u' }}>{% endif %}",
+}  # fmt: skip
+
+
+def rendered_plainly(monkeypatch: pytest.MonkeyPatch, renderer: ChatRenderer, conversation: Conversation) -> int:
+    calls = 0
+    plain = ChatRenderer.render
+
+    def counted(self: ChatRenderer, *args: Any, **kwargs: Any) -> str:
+        nonlocal calls
+        calls += 1
+        return plain(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatRenderer, "render", counted)
+        texts(renderer, conversation, shortcut=True)
+    return calls
+
+
+def conversation_of(messages: list[dict[str, str]], **kwargs: Any) -> Conversation:
+    return Conversation(messages, [m["role"] == "assistant" for m in messages], template_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_a_remembered_tail_of_the_prompt_is_that_of_the_conversation(name: str) -> None:
+    """One renderer for all of them, as in a data set, so that what is remembered of one serves the next."""
+    renderer = ChatRenderer(bare_tokenizer(), TAILS[name])
+    rows = [conversation_of(MANY), conversation_of(WITH_SYSTEM), conversation_of(MANY, thinking=True)] * 2
+    made = [texts(renderer, row, shortcut=True) for row in rows]
+    assert made == [texts(renderer, row, shortcut=False) for row in rows]
+    assert len({row[-1].prompt[-5:] for row in made if not isinstance(row, str)}) == 2
+
+
+def test_a_second_conversation_is_rendered_once_and_one_in_a_while_is_held_to_the_plain_rendering(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renderer = ChatRenderer(bare_tokenizer(), CHATML)
+    calls = [rendered_plainly(monkeypatch, renderer, conversation_of(row)) for row in [MANY, WITH_SYSTEM] * 40]
+    assert calls[:3] == [2, 0, 0]
+    assert sum(calls) == 4
+
+
+def test_what_the_watched_rendering_got_wrong_is_rendered_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shortcut that were wrong after all: found where the plain rendering is looked at, and not taken there."""
+    right = WatchedTemplate.prefixes
+
+    def wrong(self: WatchedTemplate, *args: Any) -> Any:
+        found = right(self, *args)
+        assert found is not None
+        return found._replace(texts={j: text.replace("!", "?") for j, text in found.texts.items()})
+
+    monkeypatch.setattr(WatchedTemplate, "prefixes", wrong)
+    fast, plain = both(CHATML, MANY)
+    assert fast == plain
 
 
 def test_documents_given_to_the_template_reach_every_prefix() -> None:
@@ -303,7 +376,7 @@ def outcomes(tokenizer: Any, rows: list[dict[str, Any]], **options: Any) -> list
 
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch, function: Callable[[], list[Any]]) -> list[Any]:
     with monkeypatch.context() as patch:
-        patch.setattr(WatchedTemplate, "prefixes", lambda self, messages, variables: {})
+        patch.setattr(WatchedTemplate, "prefixes", lambda self, messages, variables: None)
         patch.setattr(TextTokenizer, "is_safe_joint", lambda self, text: False)
         patch.setattr(TextTokenizer, "last_safe_joint", lambda self, text: None)
         return function()
