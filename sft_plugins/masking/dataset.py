@@ -159,8 +159,8 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int32))
 
     def tokens(name: str) -> pa.ListArray:
-        flat = list(chain.from_iterable(getattr(row, name) for row in rows))
-        return pa.ListArray.from_arrays(offsets, pa.array(np.array(flat, np.int32)))
+        flat = np.fromiter(chain.from_iterable(getattr(row, name) for row in rows), np.int32, offsets[-1].as_py())
+        return pa.ListArray.from_arrays(offsets, pa.array(flat))
 
     return pa.table(
         {
@@ -184,9 +184,10 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
 
 
 def _told(row: MaskedExample) -> str | None:
+    if not (any(row.modes) or any(row.changes) or row.unread):
+        return None
     modes, changes = Counter(filter(None, row.modes)), Counter(chain.from_iterable(row.changes))
-    told = {"modes": modes, "changes": changes, "unread": Counter(row.unread)}
-    return json.dumps(told) if any(told.values()) else None
+    return json.dumps({"modes": modes, "changes": changes, "unread": Counter(row.unread)})
 
 
 def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:

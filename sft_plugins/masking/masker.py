@@ -241,10 +241,12 @@ class PromptMasker:
 
     def _checked(self, outcomes: list[Outcome]) -> Iterator[Outcome]:
         """`outcomes`, with the violation in place of the rows where one of them breaks an invariant."""
-        arrays = [[(np.array(row.input_ids), np.array(row.labels)) for row in one.rows] for one in outcomes]
-        clean = batch_is_clean([pair for pairs in arrays for pair in pairs], self._rules)
-        for outcome, pairs in zip(outcomes, arrays, strict=True):
-            found = () if clean else (find_violation(ids, labels, self._rules) for ids, labels in pairs)
+        if batch_is_clean([(row.input_ids, row.labels) for one in outcomes for row in one.rows], self._rules):
+            yield from outcomes
+            return
+        for outcome in outcomes:
+            arrays = [(np.array(row.input_ids), np.array(row.labels)) for row in outcome.rows]
+            found = (find_violation(ids, labels, self._rules) for ids, labels in arrays)
             violation = next((violation for violation in found if violation is not None), None)
             yield outcome if violation is None else Outcome([], [violation])
 

@@ -75,6 +75,13 @@ def plant(conversation: Conversation, end: int, *, behind: bool = False, only: i
 
 def outline(conversation: Conversation, end: int) -> tuple[Hashable, list[Slot]]:
     """Shape and slots of `conversation.messages[:end]`; those of `plant`, at less cost where messages are plain."""
+    if end not in conversation.outlines:
+        conversation.outlines[end] = _outline(conversation, end)
+    found: tuple[Hashable, list[Slot]] = conversation.outlines[end]
+    return found
+
+
+def _outline(conversation: Conversation, end: int) -> tuple[Hashable, list[Slot]]:
     slots: list[Slot] = []
     roles: list[str] = []
     for index, message in enumerate(conversation.messages[:end]):

@@ -53,6 +53,14 @@ class Skeleton:
         spans: list[Span] = []
         for number, literal in zip(self.order, self.literals[1:], strict=True):
             last = len(spans) + 1 == len(self.order)
+            text = slots[number].text
+            if not last and type(text) is str:  # as it stands, as most do
+                bare = text.strip()
+                end = position + len(bare)
+                if rendered.startswith(bare, position) and rendered.startswith(literal, end):
+                    spans.append(Span(number, position, end))
+                    position = end + len(literal)
+                    continue
             for spelling in slots[number].spellings():
                 start = position
                 if not rendered.startswith(spelling, start):

@@ -23,6 +23,7 @@ PREFERENCES = (
 )  # fmt: skip
 # Columns of one number per token, or of one for the row.
 TOKEN_WEIGHTS = ("loss_weights", "token_weights", "response_mask", "prompt_mask", "action_mask", "sample_weight")
+_SAYING = frozenset({*VERDICTS, *PREFERENCES, *FLAGS, *AMBIGUOUS_FLAGS, *TOKEN_WEIGHTS})
 
 
 def train_flag(message: Mapping[str, Any], where: str, *, role: str) -> bool | None:
@@ -58,6 +59,8 @@ def check_row_flags(row: Mapping[str, Any]) -> None:
     """Raises:
     MaskingError: `bad_schema` for a row that says, in a column of its own, that it is not to be trained as it stands.
     """
+    if _SAYING.isdisjoint(row):
+        return
     for key in VERDICTS:
         value = row.get(key)
         if value is None or _is_yes(value):

@@ -80,7 +80,10 @@ def unread_keys(messages: Iterable[Message], names: Collection[str]) -> list[str
 
 def message_texts(message: Message) -> list[str]:
     """Every free text of a message that a template may render: content, reasoning, tool-call names and arguments."""
-    texts = [content_text(message.get("content"))]
+    content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):  # and a role, which every message has
+        return [content] if content else []
+    texts = [content_text(content)]
     texts += reasoning_texts(message)
     for call in message.get("tool_calls") or ():
         texts += tool_call_texts(call)
@@ -90,6 +93,8 @@ def message_texts(message: Message) -> list[str]:
 def other_texts(message: Message) -> list[str]:
     """The texts of a message besides `message_texts`: its name, ids of calls, whatever else a template may render."""
     known = ("role", "content", "tool_calls", *REASONING_KEYS)
+    if len(message) == 2 and "content" in message:  # and a role, which every message has
+        return []
     return leaves({key: value for key, value in message.items() if key not in known})
 
 

@@ -61,6 +61,7 @@ class _Row:
 
     input_ids: list[int]
     repeated: int
+    exact: bool  # the ids are known to stand for the very bytes of the last turn's prompt and response
     spans: list[tuple[int, int]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)  # ids the template adds after the last stop token
@@ -88,6 +89,7 @@ class Assembler:
     text: TextTokenizer
     known: StopTokens
     options: MaskingOptions
+    _behind: dict[tuple[int, ...], tuple[str, bool]] = field(default_factory=dict)
 
     def rows(self, turns: list[Turn], ids: list[TurnIds]) -> Iterator[MaskedExample]:
         """The rows of one plan, each with one or more of its supervised turns.
@@ -99,56 +101,62 @@ class Assembler:
         row: _Row | None = None
         before_joined = False
         for turn, own in zip(turns, ids, strict=True):
-            prompt = own.prompt
+            prompt, exact = own.prompt, own.exact
             if row is not None and turn.added is not None:
-                following = self._following(row, turn, own.prompt, before_joined)
+                by_joint = before_joined and not turn.at_stop and self.text.is_safe_joint(turn.added)
+                following = row.pending + own.prompt if by_joint else self._following(row, turn)
                 if following is not None:
                     self._end_by_header(row, following)
                     row.input_ids += following
-                    self._append_response(row, turn, own.response)
+                    row.exact &= exact and by_joint
+                    self._append_response(row, turn, own)
                     before_joined = own.joined
                     continue
                 if self.options.on_history_rewrite == "raise":
                     raise history_rewrite(turn.index, "tokens merge across the turns")
-                prompt = self.text.encode([turn.prompt])[0]
+                prompt, exact = self.text.encode([turn.prompt])[0], False
             repeated = 0
             if row is not None:
                 yield self._finished(row)
                 repeated = min(len(row.input_ids), len(prompt))
-            row = _Row(list(prompt), repeated)
-            self._append_response(row, turn, own.response)
+            row = _Row(list(prompt), repeated, exact=exact)
+            self._append_response(row, turn, own)
             before_joined = own.joined
         if row is not None:
             yield self._finished(row)
 
-    def _following(self, row: _Row, turn: Turn, added: list[int], before_joined: bool) -> list[int] | None:
+    def _following(self, row: _Row, turn: Turn) -> list[int] | None:
         """Ids by which the row grows to the prompt of `turn`; None where its tokens merge with those of the row."""
-        if before_joined and not turn.at_stop and self.text.is_safe_joint(turn.added or ""):
-            return row.pending + added
         whole = self.text.encode([turn.prompt])[0]
         so_far = row.input_ids if turn.at_stop else row.input_ids + row.pending
         return whole[len(row.input_ids) :] if whole[: len(so_far)] == so_far else None
 
-    def _append_response(self, row: _Row, turn: Turn, response: list[int]) -> None:
+    def _append_response(self, row: _Row, turn: Turn, own: TurnIds) -> None:
+        response = own.response
         if turn.plain:
             response = self._ended(row.input_ids, turn, response)
-        end = len(response) if turn.plain else self._supervised_length(turn, response)
+        end = len(response) if turn.plain else self._supervised_length(turn, own)
         start = len(row.input_ids)
         row.spans.append((start, start + end))
         row.input_ids += response[:end]
         row.pending = response[end:]
         row.turns.append(turn)
 
-    def _supervised_length(self, turn: Turn, response: list[int]) -> int:
+    def _supervised_length(self, turn: Turn, own: TurnIds) -> int:
         """How many ids of the response carry loss: up to the first stop token behind all of the turn's text.
 
         All of them where the template puts no stop token into the turn; `_finished` then looks at what follows.
         """
-        ends = [i + 1 for i, token in enumerate(response) if token in self.known.ids] or [len(response)]
+        response = own.response
+        ends = self._stops(response) or [len(response)]
         # Behind the right one stands nothing but tokens of the template; a part of the turn may end on a stop of its own.
-        bare = [end for end in ends if not self._text_in(response[end:])]
+        bare = [end for end in ends if not self._what_follows(response[end:])[1]]
         for end in bare or ends:
-            decoded = self.text.decode(response[:end])
+            following, _ = self._what_follows(response[end:])
+            if own.exact and turn.response.endswith(following):
+                decoded = turn.response[: len(turn.response) - len(following)]
+            else:
+                decoded = self.text.decode(response[:end])
             if not turn.response.startswith(decoded):
                 # A tokenizer that normalises Unicode gives other characters back; then the turn is compared as a whole.
                 if not self.text.decodes_to(response, turn.response):
@@ -193,6 +201,28 @@ class Assembler:
             )
         stop = next((i for i in range(last + 1, len(response)) if response[i] in self.known.ids), None)
         return [*response, self._end_of_sequence()] if stop is None else response[: stop + 1]
+
+    def _stops(self, response: list[int]) -> list[int]:
+        """Where the tokens of the response that stop generation end, in order."""
+        ends = []
+        for stop in self.known.ids:
+            start = 0
+            for _ in range(response.count(stop)):
+                start = response.index(stop, start) + 1
+                ends.append(start)
+        return sorted(ends)
+
+    def _what_follows(self, ids: list[int]) -> tuple[str, bool]:
+        """The text of `ids`, and whether they hold more than special tokens and white space; of few, remembered."""
+        key = tuple(ids)
+        if key not in self._behind:
+            found = self.text.decode(ids), self._text_in(ids)
+            if len(key) > 4:
+                return found
+            if len(self._behind) > 4096:
+                self._behind.clear()
+            self._behind[key] = found
+        return self._behind[key]
 
     def _text_in(self, ids: list[int]) -> bool:
         """Whether `ids` hold more than special tokens and white space."""
@@ -279,20 +309,21 @@ def _role_tokens(row: _Row, text: TextTokenizer) -> dict[str, int]:
     widths = text.widths(row.input_ids)
     if widths is None:
         return {"trained": trained, "untrained": len(row.input_ids) - trained}
-    rendered = text.decode_bytes(row.input_ids)
+    last = row.turns[-1]
+    ends = np.cumsum(widths)
+    spelled = (last.prompt + last.response).encode()[: ends[-1]] if row.exact else text.decode_bytes(row.input_ids)
     roles: list[str] = []
     spans: list[tuple[int, int]] = []  # of bytes, each holding at least one
     position = 0
-    last = row.turns[-1]
     for message in last.conversation.messages[: last.index + 1]:
         content = content_text(message.get("content")).strip().encode()
-        found = rendered.find(content, position) if content else -1
+        found = spelled.find(content, position) if content else -1
         if found >= 0:
             position = found + len(content)
             roles.append(message["role"])
             spans.append((found, position - 1))
     counts = {"trained": trained}
-    tokens = np.searchsorted(np.cumsum(widths), np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()
+    tokens = np.searchsorted(ends, np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()
     for role, (first, final) in zip(roles, tokens, strict=True):
         if role != "assistant" or not any(start <= first < end for start, end in row.spans):
             counts[role] = counts.get(role, 0) + final + 1 - first

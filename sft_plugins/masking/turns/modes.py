@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jinja2 import nodes
@@ -51,7 +52,7 @@ class Mode:
     tails: tuple[str, str]
     end_only: bool
 
-    @property
+    @cached_property
     def name(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.switches.items()) or "default"
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import nodes
+from jinja2 import TemplateError, nodes
 from jinja2.environment import Environment, Template
 from transformers.utils import chat_template_utils
 
@@ -45,7 +45,10 @@ class WatchedTemplate:
     def __init__(self, source: str) -> None:
         self._template: Template | None = None
         self._tail_names: list[str] | None = None
-        environment = _quick(chat_template_utils._compile_jinja_template(source).environment)
+        try:
+            environment = _quick(chat_template_utils._compile_jinja_template(source).environment)
+        except TemplateError:  # named when the row is rendered plainly
+            return
         tree = environment.parse(source)
         found = _message_loop(tree.body)
         if found is None:

@@ -14,6 +14,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class TextTokenizer:
         self._direct = self._backend is not None and self._direct_equals_public()
         self.pieces = _piece_table(self)
         self._short: dict[str, list[int]] = {}
+        self._short_exact: dict[str, bool] = {}
         self._continues = self.pieces is not None and self.decodes_to(self.encode(["Zq"])[0], "Zq")
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -67,6 +69,14 @@ class TextTokenizer:
                 self._short.clear()
             self._short[text] = self.encode([text])[0]
         return self._short[text]
+
+    def short_is_exact(self, text: str) -> bool:
+        """Whether the ids of a recurring text stand for its very bytes, remembered."""
+        if text not in self._short_exact:
+            if len(self._short_exact) > 4096:
+                self._short_exact.clear()
+            self._short_exact[text] = self.decode_exactly([text], [self.encode_short(text)])
+        return self._short_exact[text]
 
     def encode_prompt(self, text: str) -> list[int]:
         """`tokenizer(text)` as generation is given it: the special tokens it puts in front, BOS at most once, none behind."""
@@ -106,6 +116,18 @@ class TextTokenizer:
             not text.isascii() and got in (unicodedata.normalize(form, text) for form in ("NFC", "NFKC"))
         )
 
+    def decode_exactly(self, texts: list[str], ids: list[list[int]]) -> bool:
+        """Whether the ids of every text stand for its very bytes; one comparison for all of them."""
+        if self.pieces is None:
+            return False
+        spelled = [text.encode() for text in texts]
+        lengths = np.cumsum([len(one) for one in ids])
+        flat = np.fromiter(chain.from_iterable(ids), np.int64)
+        ends = np.concatenate(([0], np.cumsum(self.pieces.widths[flat])))[lengths]
+        return bool(np.array_equal(ends, np.cumsum([len(one) for one in spelled]))) and (
+            self.pieces.joined(flat) == b"".join(spelled)
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included and nothing tidied. Invalid UTF-8 becomes U+FFFD."""
         if self.pieces is not None:
@@ -138,6 +160,10 @@ class TextTokenizer:
     def special_in(self, text: str) -> Iterator[str]:
         """The special tokens that `text` would be tokenised to, in order."""
         return (match.group() for match in self._special_pattern.finditer(text)) if self._special_pattern else iter(())
+
+    def has_special(self, text: str) -> bool:
+        """Whether `text` holds the text of any special token."""
+        return self._special_pattern is not None and self._special_pattern.search(text) is not None
 
     def definition(self) -> str:
         """Everything that decides how this tokenizer tokenises, as text; what earlier calls left switched on excluded."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from sft_plugins.errors import MaskingError
@@ -66,12 +67,14 @@ class Turn:
 class TurnIds(NamedTuple):
     """Ids of a turn's prompt (of what it adds to the row, where it goes on from one) and of its response.
 
-    `joined`: prompt and response text together tokenise to just these ids.
+    `joined`: prompt and response text together tokenise to just these ids. `exact`: both stand for the very bytes of their
+    texts, so that they need not be decoded to be compared.
     """
 
     prompt: list[int]
     response: list[int]
     joined: bool
+    exact: bool = False
 
 
 def plan_turns(
@@ -177,8 +180,11 @@ def encode_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> list[list[
     """`TurnIds` of every turn of every plan."""
     cuts = [[_cut(text, turn) for turn in turns] for turns in plans]
     wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (cut.body, cut.tail)}
-    ids = dict(zip(wanted, text.encode(list(wanted)), strict=True))
-    return [[_turn_ids(text, cut, ids) for cut in turns] for turns in cuts]
+    texts = list(wanted)
+    encoded = text.encode(texts)
+    exact = bool(texts) and text.decode_exactly(texts, encoded)
+    ids = dict(zip(texts, encoded, strict=True))
+    return [[_turn_ids(text, cut, ids, exact=exact) for cut in turns] for turns in cuts]
 
 
 class _Cut(NamedTuple):
@@ -200,13 +206,19 @@ def _cut(text: TextTokenizer, turn: Turn) -> _Cut:
     return _Cut(prompt[:joint], prompt[joint:], turn.response, turn.plain)
 
 
-def _turn_ids(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> TurnIds:
+def _turn_ids(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]], *, exact: bool) -> TurnIds:
+    """`exact`: every text of `ids` is known to be what its ids stand for."""
     prompt = text.encode_prompt(cut.body) if cut.plain else ids[cut.body]
     if cut.head:
         head, tail = text.encode_short(cut.head), ids[cut.tail]
         prompt = prompt + head
-        if tail[: len(head)] == head and text.goes_on(tail[len(head) :], cut.response):
-            return TurnIds(prompt, tail[len(head) :], joined=True)
+        if tail[: len(head)] == head:
+            response = tail[len(head) :]
+            # What is left of a tail's bytes behind those of its head are the response's.
+            if exact and text.short_is_exact(cut.head):
+                return TurnIds(prompt, response, joined=True, exact=True)
+            if text.goes_on(response, cut.response):
+                return TurnIds(prompt, response, joined=True)
     return TurnIds(prompt, text.encode_continuations([cut.response])[0], joined=False)
 
 
@@ -243,7 +255,6 @@ def _check_special(content: str, where: str, text: TextTokenizer, known: StopTok
 def _check_messages(
     conversation: Conversation, indices: list[int], text: TextTokenizer, known: StopTokens, options: MaskingOptions
 ) -> None:
-    messages = conversation.messages
     if not indices:
         raise MaskingError(
             "the conversation has no assistant message that carries loss.",
@@ -257,9 +268,21 @@ def _check_messages(
             remedy='Give that message "train": false, or remove it.',
         )
     _check_not_empty(conversation, indices)
+    _check_places(conversation, indices[-1] + 1, text, known, options)
+
+
+def _check_places(
+    conversation: Conversation, end: int, text: TextTokenizer, known: StopTokens, options: MaskingOptions
+) -> None:
+    messages = conversation.messages[:end]
+    others = [other_texts(message) for message in messages]
+    texts = [*conversation.texts[:end], *chain.from_iterable(others)]
+    texts += [*leaves(conversation.tools), *leaves(conversation.template_kwargs)]
+    if not text.has_special("\0".join(texts)):  # nowhere, as in most rows: one search for all of it
+        return
     places = [
-        (f"message {index} ({message['role']})", [conversation.texts[index], *other_texts(message)])
-        for index, message in enumerate(messages[: indices[-1] + 1])
+        (f"message {index} ({message['role']})", [conversation.texts[index], *others[index]])
+        for index, message in enumerate(messages)
     ]
     places += [("`tools`", leaves(conversation.tools))]
     places += [("`chat_template_kwargs`", leaves(conversation.template_kwargs))]
