@@ -123,7 +123,7 @@ def test_the_nearest_tests_come_first() -> None:
     tests = nearest("sft_plugins/packing/isolation/probe.py", ROOT)
     assert tests[0] == "tests/packing/isolation/test_probe.py"
     room = [test.startswith("tests/packing/isolation/") for test in tests]
-    assert room == sorted(room, reverse=True) or "tests/packing/isolation/test_apply.py" in tests[:8]
+    assert room == sorted(room, reverse=True) or "tests/packing/isolation/isolate/test_backends.py" in tests[:8]
     assert "tests/packing/test_plan.py" in tests
     assert not any(test.startswith(("tests/gpu", "tests/distributed")) for test in tests)
     assert nearest("sft_plugins/_preserve.py", ROOT)[0] == "tests/test_preserve.py"

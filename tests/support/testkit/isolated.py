@@ -1,0 +1,63 @@
+"""Documents packed into one row of an isolated model, beside each alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sft_plugins.packing.isolation.apply import isolate
+from testkit.isolation_oracle import Gap, gap, make_documents
+
+LENGTHS = [5, 9, 1, 17, 3, 9]
+# Through `isolate`, which turns to documents of equal length where a model pads wrongly (llama4 in transformers 5.16).
+WAYS: dict[str, Callable[[Any], Any]] = {"unpack": functools.partial(isolate, backend="unpack"), "auto": isolate}
+# dense, sliding window, chunked, experts, hybrid of Mamba and attention, sinks, recurrent, delta rule, wrapper
+ARCHITECTURES = [
+    "llama",
+    "mistral",
+    "llama4_text",
+    "mixtral",
+    "jamba",
+    "gpt_oss",
+    "mamba",
+    "qwen3_next",
+    "gemma3",
+    "opt",
+]
+
+
+LOGITS, GRADIENTS = 1e-5, 1e-4
+
+
+def documents_of(tiny: Any) -> list[torch.Tensor]:
+    return make_documents(LENGTHS, tiny.vocab_size)
+
+
+def assert_exact(alone: Any, packed: Any) -> None:
+    measured: Gap = gap(alone, packed)
+    assert measured.logits <= 1e-5, measured
+    assert measured.gradients <= 1e-4, measured
+    assert alone.gradients.keys() == packed.gradients.keys()
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
+    return LlamaForCausalLM(LlamaConfig(**sizes, **changes))  # fmt: skip
+
+
+def zero(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    return model
