@@ -85,7 +85,7 @@ class SFTPlugin(BasePlugin):
         arguments, _ = parser.parse_args_into_dataclasses(return_remaining_strings=True)
         meta = load_datasets(cfg=cfg, cli_args=arguments)
         self._audit(cfg, settings, meta.train_dataset, meta.eval_dataset, load_tokenizer(cfg))
-        # What is prepared is kept as it came: rows are packed when they are trained, in a second or two.
+        # What is prepared is kept as it is: rows are packed when they are trained, in a second or two.
         return meta if preprocess else self._pack(cfg, settings, meta)
 
     def _pack(self, cfg: Any, settings: Settings, meta: Any) -> Any:

@@ -116,7 +116,7 @@ def is_unsloth(trainer: Any) -> bool:
 
 
 def _unsloth_collator(dataloader: Any, phase: str) -> Any:
-    """Unsloth's own collator, out of which the first rows come as they are."""
+    """Unsloth's own collator, which gives back the first rows as they are."""
     collator = _innermost(dataloader.collate_fn)
     if isinstance(collator, _OURS):
         raise MaskingError(

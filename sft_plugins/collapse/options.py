@@ -1,5 +1,5 @@
-"""What whoever trains has asked of the watch, checked once; as the history records it, as much of it as decides figures, and as
-`asked.json` keeps it beside the history, so that the same can be asked again after training.
+"""What the user asks of the watch, checked once. The history records it, and `asked.json` beside it keeps what is needed to
+ask the same again after training.
 """
 
 from __future__ import annotations

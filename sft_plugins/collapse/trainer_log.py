@@ -1,4 +1,4 @@
-"""Where the watch's figures and words go: the trainer's own loggers, and the console of whoever trains.
+"""Where the watch's figures and words go: the trainer's own loggers, and the console.
 
 transformers hands a callback no trainer, and only the trainer can write to its loggers. But its callback handler calls
 from within a method of the trainer, so the trainer is a few frames up the stack. That only reads; where it fails (a
@@ -56,7 +56,7 @@ def log_through(
 
 
 class Console:
-    """What whoever trains is told: by rank 0 alone, between the lines of a progress bar, and the same thing once.
+    """What the user is told: by rank 0 alone, between the lines of a progress bar, and the same thing once.
 
     One object per training, so that a second training tells everything again.
     """

@@ -62,7 +62,7 @@ class Output:
         except SFTPluginsError as error:
             self._fail(error.code, error.message, row=error.row, remedy=error.remedy)
             raise typer.Exit(EXIT_UNUSABLE) from error
-        except BrokenPipeError as error:  # `sft-plugins inspect … | head`: whoever read has read enough
+        except BrokenPipeError as error:  # `sft-plugins inspect … | head`: the reader has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_OK) from error
         except OSError as error:

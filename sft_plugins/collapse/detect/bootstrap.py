@@ -1,12 +1,5 @@
 """Intervals over prompts: the prompt is the unit that is resampled, never the answer.
 
-| function | in | out |
-| --- | --- | --- |
-| `ratio(now, base, …)` | `[P]`, `[P]` | Σ now / Σ base, paired |
-| `mean_difference(now, base, …)` | `[P]`, `[P]` | mean(now − base), paired |
-| `pair_mean_difference(now, base, …)` | `[P, P]`, `[P, P]` | the same over pairs of different prompts |
-| `holm(p_values)` | names → p | names → adjusted p |
-
 Answers to one prompt resemble each other, so P × K answers are not P · K pieces of evidence; a figure that holds for
 these prompts is asked to hold for other prompts like them. Each call draws P prompts with replacement, 2000 times, the
 same draws for now and baseline (paired), and reads the interval from the draws' percentiles, widened for small P: the
@@ -99,7 +92,7 @@ def pair_mean_difference(
 
     Args:
         now: `[P, P]`, symmetric; a prompt that is undefined has its whole row and column NaN. The diagonal is not read.
-        base: likewise.
+        base: as `now`.
     """
     change = np.array(now, dtype=np.float64) - np.asarray(base, dtype=np.float64)
     np.fill_diagonal(change, 0.0)

@@ -1,12 +1,5 @@
 """One probe against its baseline: figures with intervals, and what keeps them from being had; nothing is decided.
 
-| function | out |
-| --- | --- |
-| `estimate(baseline, probe, *, config)` | `dict[str, Estimate]`; a figure that cannot be had is left out |
-| `unusable(measures, *, config)` | why a baseline cannot serve, or None |
-| `obstacle(baseline, config)` | a finding that says why there can be no verdict, or None |
-| `limits_of_sight(baseline, probe, config)` | findings that say what the verdict could not look at |
-
 | key | figure | null hypothesis of its `p` |
 | --- | --- | --- |
 | `diversity_retained` | Σ now / Σ base of `semantic_distance`, open prompts | ≥ `info_below` |

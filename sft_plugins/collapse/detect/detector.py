@@ -1,10 +1,5 @@
 """Decides from arrays alone whether a model has narrowed against its baseline; knows no model, no trainer, no clock.
 
-| function | out |
-| --- | --- |
-| `detect(baseline, probes, *, config)` | `Verdict` after the last probe |
-| `Detector(baseline, *, config)` | the same, probe by probe: `.add(probe)`, `.verdict` |
-
 Invariants
 - Only *meaning* decides about narrowing: the retained `semantic_distance` of `open` prompts. Without embeddings there
   is no such alarm; lexical figures never stand in for it (C8).

@@ -1,12 +1,5 @@
 """What the detector is given and what it answers, as data.
 
-| name | what |
-| --- | --- |
-| `Probe(*, step, measures, fork_entropy, heldout_loss, nonfinite)` | one look at the model; the baseline is one too |
-| `DetectorConfig(*, …)` | bands, limits, resampling, persistence; checked once, when it is made |
-| `Finding` | one statement: level, code, figure with interval, evidence, suggestion |
-| `Verdict` | level, confirmed findings, pending ones, figures with intervals; `.to_json()` |
-
 Levels of a finding: `"ok"` (a statement, no alarm) < `"info"` < `"warn"` < `"critical"`. A verdict that could not look at
 narrowing has none of them: its level is `"none"`, unless an alarm went off all the same (C14).
 

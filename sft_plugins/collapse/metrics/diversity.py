@@ -1,15 +1,5 @@
 """Tier 2, within a prompt: how different K answers to the same prompt are, and whether they degenerate.
 
-| function | in | out |
-| --- | --- | --- |
-| `pairwise_distance(embeddings)` | `[K, D]` | 1 − mean cosine over i < j: the test statistic of the alarm |
-| `vendi_score(kernel)`, `cosine_kernel(embeddings)` | `[K, K]`, `[K, D]` | effective number of answers in [1, K] |
-| `semantic_clusters(embeddings, *, similarity)` | `[K, D]` | number of groups that say the same |
-| `unique_rate(texts)` | K strings | distinct answers / K |
-| `distinct_n(samples, n, *, tokens)` | K token lists | distinct n-grams / n-grams, rarefied to `tokens` n-grams |
-| `self_bleu(texts)` | K strings | 0–100, mean BLEU of each against all others |
-| `repeated_ngrams(tokens, *, n)` | one token list | share of n-grams that occurred earlier in the same answer |
-
 Invariant: what is undefined is `None`, never 0 and never an error: one answer has no pairs, an empty answer no
 n-grams, a NaN embedding no angle. Only wrong shapes and options raise. An empty *text* is an answer like any other.
 

@@ -1,16 +1,5 @@
 """Tier 1: how sure the model is of the next token, in nats, without generating anything.
 
-| function | in | out |
-| --- | --- | --- |
-| `supervised_positions(labels)` | `[B, T]` | `Positions(row, column, target, offset)`, each `[N]` |
-| `token_statistics_from_logits(logits, targets, *, base_logits, chunk)` | `[N, V]`, `[N]` | `TokenStatistics` |
-| `concatenate(parts)` | several `TokenStatistics` | one |
-| `summarize(stats, *, offsets, first)` | `[N]` | `EntropySummary` (floats, or None where no token counts) |
-| `fork_positions(base_entropy, *, share)` | `[N]` | bool `[N]`: the top fifth of the baseline's entropy |
-| `compare(now, base, *, forks)` | two `TokenStatistics` of the same tokens | `EntropyComparison` |
-| `grouped_sums(values, groups, count, *, where)` | `[N]`, `[N]` | float64 `[count]`, NaN where a group is empty |
-| `kl_from_cached(base_logprobs, now_logprobs)` | `[N]`, `[N]` | KL(base ‖ now) in nats per token, or None |
-
 Invariants: position t is judged by the label at t + 1, and only where that label is not −100 (C1). No token, no number:
 `None`, never 0 (C6). Softmax runs over `chunk` tokens at a time, so no more than a few `[chunk, V]` float32 buffers
 exist (C7). A position with NaN or infinite logits is counted in `nonfinite` and enters no mean.

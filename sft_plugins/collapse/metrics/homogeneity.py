@@ -1,16 +1,5 @@
 """Tier 2, across prompts: does the model begin to give every prompt the same safe answer?
 
-| function | in | out |
-| --- | --- | --- |
-| `cross_similarity(embeddings)` | P × `[K, D]` | `[P, P]` mean cosines, diagonal NaN |
-| `openings(answers, *, length)` | P × K token lists | P × K tuples |
-| `commonest_opening(openings)` | P × K tuples | the opening |
-| `opening_shares(openings, opening)` | | `[P]` share of each prompt's answers that begin so |
-| `opening_information(openings, *, permutations, seed)` | | `[P]` nats; its mean is the information |
-| `most_informative_length(answers, *, lengths, seed)` | the *baseline's* answers | how many tokens make an opening |
-| `duplicates_elsewhere(texts)` | P × K strings | `[P]` share also given to another prompt |
-| `boilerplate_rates(texts, *, patterns)` | P × K strings | `[P]` share that refuses or says nothing |
-
 Everything comes per prompt, since the prompt is the unit that the detector resamples. Undefined is NaN in an array (a
 prompt without answers, an embedding without direction), never 0.
 """

@@ -1,11 +1,5 @@
 """One probe's tier 2 as arrays over prompts: what is written to the history, compared and resampled.
 
-| function | in | out |
-| --- | --- | --- |
-| `measure(texts, tokens, *, tags, embeddings, truncated, …)` | P × K answers | `Measures` |
-| `Measures.mean(name)` | a key of `per_prompt` | float, or None where no prompt has it |
-| `Measures.to_json()`, `Measures.from_json(data)` | | JSON types, NaN as null |
-
 Invariant: a baseline and a probe measured with the same options are comparable, whatever their numbers of answers:
 figures that move with K are taken from the first `equal_k` answers, distinct-n is rarefied, the others do not depend
 on K.

@@ -40,7 +40,7 @@ _THOUGHTS = (
 )  # fmt: skip
 # An answer that is meant to go on (Mistral's and Moonshot's interfaces): a stop token behind it would be wrong.
 _UNFINISHED = ("prefix", "partial")
-# Of the keys of a message, those that are read, here or by whoever calls, or that only name something.
+# Of the keys of a message, those that are read, here or by the caller, or that only name something.
 _ACCOUNTED = {"role", "content", "tool_calls", *REASONING_KEYS, "tool_call_id"}
 
 
