@@ -28,7 +28,7 @@ from sft_plugins.errors import ContaminationError, MaskingError, SFTPluginsError
 from sft_plugins.integrations._arrival import difference
 from sft_plugins.integrations._compat import require
 from sft_plugins.masking import StrictPromptMaskingCollator, label_arrays
-from sft_plugins.packing import BlockDiagonalPackingCollator, installed_backend
+from sft_plugins.packing import BlockDiagonalPackingCollator, TokenColumn, installed_backend
 
 Rows = Literal["masked", "packed", "raw"]
 _OURS = (StrictPromptMaskingCollator, BlockDiagonalPackingCollator)
@@ -40,12 +40,16 @@ _STREAMS = (datasets.IterableDataset, torch.utils.data.IterableDataset)
 
 @dataclass(frozen=True)
 class TrainerCheck:
-    """What `check_trainer` saw: class names of the live collators, and how many rows it compared."""
+    """What `check_trainer` saw: class names of the live collators, and how many rows it compared.
+
+    `prefix_trees`: whether the training rows hold trees, which the collator has proved on the model; None of a stream.
+    """
 
     train_collator: str
     eval_collator: str | None
     rows: int | None
     rows_compared: int
+    prefix_trees: bool | None = False
 
 
 def sft_arguments(rows: Rows) -> dict[str, Any]:
@@ -87,9 +91,10 @@ def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64)
     Raises:
         MaskingError: `host_collator` where the live dataloader's collator is not ours, `host_dataset` where rows were
             dropped, cut, re-labelled, lost a column or cannot be collated, `bad_option` for a stream as `dataset`.
-        ContaminationError: `not_isolated` where rows are packed and the trainer's own model is not isolated; other codes
-            for models that cannot be packed.
+        ContaminationError: `not_isolated` where rows are packed and the trainer's own model is not isolated; `prefix_trees`
+            where they hold trees that were not proved on the model; other codes for models that cannot be packed.
     """
+    trees = _proved_trees(trainer)
     live = _unsloth_collator if is_unsloth(trainer) else _live_collator
     train = live(trainer.get_train_dataloader(), "training")
     if isinstance(train, BlockDiagonalPackingCollator):
@@ -107,7 +112,30 @@ def check_trainer(trainer: Any, *, dataset: Any = None, rows_compared: int = 64)
         eval_collator=None if evaluation is None else type(evaluation).__name__,
         rows=rows,
         rows_compared=compared or 0,
+        prefix_trees=trees,
     )
+
+
+def _proved_trees(trainer: Any) -> bool | None:
+    """Whether the training rows hold trees, all of them looked at; those are proved on the collator's model."""
+    rows = trainer.train_dataset
+    if not isinstance(rows, datasets.Dataset):
+        return None
+    if "seq_parents" not in rows.column_names:
+        return False
+    parents = TokenColumn.of(rows, "seq_parents")
+    branches = parents.count_unlike(-1, parents.length)
+    collator = _innermost(trainer.data_collator)
+    if branches.any() and isinstance(collator, BlockDiagonalPackingCollator) and not collator.isolation.prefix_trees:
+        against = next((note for note in collator.isolation.notes if note.startswith("no trees")), "it was not asked")
+        raise ContaminationError(
+            f"{int((branches > 0).sum()):,} of {len(branches):,} rows hold trees, and the model was not proved to keep their "
+            f"branches apart: {against}",
+            code="prefix_trees",
+            row=int(np.argmax(branches > 0)),
+            remedy="Pack with share_prefixes=False.",
+        )
+    return bool(branches.any())
 
 
 def is_unsloth(trainer: Any) -> bool:

@@ -188,6 +188,8 @@ def _show(out: Output, where: str, diagnosis: Diagnosis) -> None:
         isolated = Text.assemble(("isolate(model)", "bold"), f", backend {report.backend}")
         table.add_row(isolated, Text("exact", "green"), _number(report.alone_delta))
         table.add_row("  other documents replaced", Text("unmoved", "green"), changed)
+        trees = Text("exact", "green") if report.prefix_trees else Text("refused", "yellow")
+        table.add_row("  rows of trees (share_prefixes)", trees, "")
     else:
         table.add_row(Text("isolate(model)", "bold"), Text(f"refused: {diagnosis.code}", "bold red"), "")
     out.console.print(table)

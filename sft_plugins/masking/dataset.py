@@ -27,6 +27,7 @@ from sft_plugins.masking.examples.roles import ROLES
 from sft_plugins.masking.examples.values import json_columns, with_json_read
 from sft_plugins.masking.masker import Outcome, PromptMasker
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
+from sft_plugins.masking.switches import switches_without_split
 from sft_plugins.masking.turns.labels import MaskedExample
 
 _BATCH = 256
@@ -115,7 +116,27 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
         new_fingerprint=fingerprint,
         desc="Masking",
     )
-    return from_records(records, masker, rows_in=len(dataset), columns=dataset.column_names)
+    masked = from_records(records, masker, rows_in=len(dataset), columns=dataset.column_names)
+    if masked.report.split_rows:
+        masked.report.notes += _without_split(dataset, records, masker)
+    return masked
+
+
+def _without_split(dataset: Dataset, records: Dataset, masker: PromptMasker) -> list[str]:
+    """What the first conversation that was split says of the switches of its template."""
+    code, source = (records.with_format("arrow")[:][name] for name in ("code", "source"))
+    sources = source.filter(pa.compute.is_null(code)).to_numpy()
+    found, counts = np.unique(sources, return_counts=True)
+    row = dataset.with_format(None)[int(found[np.argmax(counts > 1)])]
+    if stored := json_columns(dataset.features):
+        row = with_json_read(row, stored)
+    names = switches_without_split(masker, {name: value for name, value in row.items() if value is not None})
+    if not names:
+        return []
+    return [
+        f"the chat template keeps its history under {' or '.join(names)} (chat_template_kwargs): conversations would be one "
+        "row each, if generation sets it as well"
+    ]
 
 
 def from_records(records: Dataset, masker: PromptMasker, *, rows_in: int, columns: Iterable[str]) -> Masked:

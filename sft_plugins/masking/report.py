@@ -212,7 +212,9 @@ def _table(report: MaskReport) -> Any:
     if report.split_rows:
         add(
             "history split",
-            f"{report.split_rows:,} rows became several, repeating {share(report.repeated_tokens, report.tokens)} tokens",
+            f"{report.split_rows:,} rows became several, repeating {share(report.repeated_tokens, report.tokens)} tokens; "
+            f"rendered once they would be {report.tokens - report.repeated_tokens:,}, and packed with share_prefixes=True what "
+            "they share is computed once",
         )
     add("tokens", f"{report.tokens:,}")
     add("carry loss", f"{share(report.supervised_tokens, report.tokens)} in {report.supervised_runs:,} answers")

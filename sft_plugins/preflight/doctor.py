@@ -136,7 +136,7 @@ def diagnose(model: nn.Module | Twin) -> Diagnosis:
             reference = reference_of(lm)
             tolerance = reference.tolerance
             ways = tuple(_measure(lm, reference, name) for name in WAYS)
-        report = isolate(lm)
+        report = isolate(lm, share_prefixes=True)
         report.undo()
     except ContaminationError as error:
         return Diagnosis(**about, ways=ways, report=None, refusal=error.message, code=error.code, tolerance=tolerance)

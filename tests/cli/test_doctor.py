@@ -43,7 +43,7 @@ def test_a_model_of_any_size_is_examined_without_its_weights(llama: Path) -> Non
     code, found = examined("--model", llama)
     diagnosis = found["diagnosis"]
     assert (code, found["ok"], diagnosis["exact"]) == (0, True, True)
-    assert diagnosis["report"]["backend"] == "varlen"
+    assert (diagnosis["report"]["backend"], diagnosis["report"]["prefix_trees"]) == ("varlen", True)
     verdicts = {way["name"]: way["verdict"] for way in diagnosis["ways"]}
     assert list(verdicts) == ["end_to_end", "position_ids", "all_keys", "all_keys_cached"]
     assert verdicts.pop("end_to_end") == "leaks"
@@ -68,6 +68,7 @@ def test_the_terminal_shows_what_was_measured_and_what_it_means(
     words = " ".join(done.stdout.replace("│", " ").split())
     assert "Packing is exact here with isolate(model), backend varlen. Without it documents see each other" in words
     assert words.count("leaks") == len(doctor.WAYS)
+    assert "rows of trees" in words
 
 
 def test_a_model_that_cannot_be_packed_is_exit_code_1(tmp_path: Path) -> None:

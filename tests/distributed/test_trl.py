@@ -77,7 +77,7 @@ def test_no_rank_waits_for_another_at_the_end(two: list[dict[str, Any]], name: s
     assert len(a["seen"]) == len(b["seen"]) >= a["steps"]
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", [*DOCUMENTS, "trees"])
 def test_loss_and_weights_are_those_of_one_process(one: dict[str, Any], two: list[dict[str, Any]], name: str) -> None:
     assert_same_training(one[name], [rank[name] for rank in two])
     moved = [abs(a - b) for a, b in zip(one[name]["losses"], one[name]["losses"][1:], strict=False)]

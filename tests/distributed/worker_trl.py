@@ -58,6 +58,19 @@ def packed(count: int) -> datasets.Dataset:
     return pack_dataset(masked(count), 24, seed=0).dataset
 
 
+def trees(count: int) -> datasets.Dataset:
+    """Rows of trees: of `count` conversations two rows each, which begin with 20 tokens of their own."""
+    rng, rows = np.random.default_rng(1), []
+    for number in range(count):
+        history = [FIRST + number, *rng.integers(FIRST, VOCAB, 19).tolist()]
+        for ids in rng.integers(FIRST, VOCAB, (2, 4)).tolist():
+            rows.append({"input_ids": history + ids, "labels": [-100] * len(history) + ids})
+    folded, report = pack_dataset(datasets.Dataset.from_list(rows), 60, seed=0, share_prefixes=True)
+    assert report.prefixes is not None
+    assert report.prefixes.trees == count
+    return even_rows(folded, GLOBAL_BATCH)
+
+
 def streamed(count: int) -> datasets.IterableDataset:
     """A packed stream as `SFTTrainer` takes it."""
     stream = pack_stream(documents(count), 24, buffer_size=30)
@@ -196,6 +209,7 @@ def runs(folder: Path) -> dict[str, Any]:
     found["packed, uneven"] = train(folder / "packed-uneven", "opt", rows)
     found["packed"] = train(folder / "packed", "opt", even, num_train_epochs=2)
     found["packed, accumulated"] = train(folder / "accumulated", "gemma2", even, accumulation=2)
+    found["trees"] = train(folder / "trees", "gemma2", trees(24), accumulation=2)
     found["unpack"] = train(folder / "unpack", "llama", even, backend="unpack")
 
     dealt, report = deal_rows(even, ranks=WORLD, batch_size=2, accumulation=2, cost=RowCost(linear=5, quadratic=1))

@@ -33,7 +33,8 @@ from sft_plugins.masking.turns.reasoning import (
 )
 from sft_plugins.masking.turns.template import ChatRenderer, TurnText, parsed
 
-_SWITCH = re.compile(r"(enable_|use_|with_)?(think|thinking|reasoning)")
+SWITCH = re.compile(r"(enable_|use_|with_)?(think|thinking|reasoning)")
+"""Names of the switches between modes."""
 _CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 _QUESTION: list[Message] = [{"role": "user", "content": "Zquestionq"}]
 _RESULT: list[Message] = [
@@ -83,7 +84,7 @@ class Modes:
             return
         tree, variables, _ = parsed(source)
         seen = {tails}
-        for name in sorted(filter(_SWITCH.fullmatch, variables)):
+        for name in sorted(filter(SWITCH.fullmatch, variables)):
             for value in (False, True):
                 question, result = self._prompts({name: value})
                 if question[1] and (question[1], result[1]) not in seen:

@@ -98,6 +98,8 @@ class IsolationReport:
             f"  others changed  0 tokens moved, {same} (a token of its own document moves it by {self.effect:.1e})",
             f"  documents       {', '.join(map(str, self.documents))} tokens, {self.seconds:.2f} s",
         ]
+        if self.prefix_trees:
+            lines.append("  prefix trees    every branch as its row alone, forward and backward")
         return "\n".join(lines + [f"  note            {note}" for note in self.notes])
 
 

@@ -63,6 +63,13 @@ def split(batch: dict[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     if "cu_seq_lens_q" in batch:
         ends = batch["cu_seq_lens_q"].tolist()
         pieces = [(batch["input_ids"][0, a:b], batch["labels"][0, a:b]) for a, b in pairwise(ends)]
+        if "seq_parents" in batch:  # of trees each branch with the path that it stands for, which others train
+            whole: list[tuple[torch.Tensor, torch.Tensor]] = []
+            branches = zip(pieces, batch["seq_depths"].tolist(), batch["seq_parents"].tolist(), strict=True)
+            for (ids, labels), depth, parent in branches:
+                before = whole[parent][0][:depth] if parent >= 0 else ids[:0]
+                whole.append((torch.cat([before, ids]), torch.cat([torch.full_like(before, -100), labels])))
+            pieces = whole
         return [(ids, labels) for ids, labels in pieces if (labels != -100).any()]
     if "position_ids" in batch:  # Axolotl's own packed rows: positions restart with every document
         pieces = []

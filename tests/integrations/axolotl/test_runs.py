@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM
 
 from sft_plugins.masking import PromptMasker
 from testkit.axolotl_plan import (
+    ALIKE,
     BASE,
     CONVERSATIONS,
     EMPTY_ANSWERS,
@@ -32,6 +33,7 @@ from testkit.axolotl_plan import (
     tiny_tokenizer,
     write_rows,
 )
+from testkit.prefix_forest import trained
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "model")
     write_rows(folder / "rows.jsonl", CONVERSATIONS)
     write_rows(folder / "other.jsonl", OTHER_NAMES)
+    write_rows(folder / "alike.jsonl", ALIKE)
     write_rows(folder / "empty.jsonl", EMPTY_ANSWERS)
     write_rows(folder / "prompts.jsonl", [{"prompt": f"Say {word}."} for word in ("one", "two", "four", "six")])
     return folder
@@ -139,6 +142,19 @@ def test_packed_loss_equals_padded_loss(runs: dict[str, Any]) -> None:
     """The same model over the same rows, by the token."""
     packed, padded = runs["packed"]["train"], runs["padded"]["train"]
     assert packed["together"] == pytest.approx(padded["together"], rel=1e-5)
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluation"])
+def test_trees_train_what_their_rows_train(runs: dict[str, Any], phase: str) -> None:
+    """`share_prefixes: true` in the YAML: every trained token once, behind what stands before it, at the loss of its row."""
+    look = succeeded(runs["trees"])[phase]
+    assert "seq_parents" in look["keys"]
+    assert look["together"] == pytest.approx(look["alone"], rel=1e-5)
+    rows = oracle(ALIKE)
+    expected = rows[:-4] if phase == "train" else rows[-4:]
+    assert trained((ids, labels) for ids, labels in documents(look)) == trained(
+        (ids, labels) for ids, labels in expected
+    )
 
 
 def test_steps_are_counted_over_packed_rows(runs: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ run is the oracle. Runs on the oldest and the newest supported TRL.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from transformers import DataCollatorWithFlattening as Flattening
 
 from sft_plugins.errors import ContaminationError
-from sft_plugins.integrations.trl import sft_arguments
+from sft_plugins.integrations.trl import check_trainer, sft_arguments
 from sft_plugins.packing import pack_dataset
 from sft_plugins.packing.collator import BlockDiagonalPackingCollator
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
@@ -159,11 +160,16 @@ def test_sft_trainer_takes_the_same_step_packed_and_padded(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", ["llama", "bloom"])
 def test_sft_trainer_takes_the_same_step_on_trees_as_on_their_rows(name: str, tmp_path: Path) -> None:
-    start, (padded, loss, _), (trees, tree_loss, _) = (
+    start, (padded, loss, _), (trees, tree_loss, trainer) = (
         initial(name), sft_run(name, tmp_path, "alike"), sft_run(name, tmp_path, "trees")
     )  # fmt: skip
     assert_same_step(padded, trees, start)
     assert tree_loss == pytest.approx(loss, rel=1e-5)
+    assert check_trainer(trainer).prefix_trees is True
+    trainer.data_collator.isolation = dataclasses.replace(trainer.data_collator.isolation, prefix_trees=False)
+    with pytest.raises(ContaminationError, match=r"2 of 2 rows hold trees") as caught:
+        check_trainer(trainer)
+    assert caught.value.code == "prefix_trees"
 
 
 def test_gradient_checkpointing_through_sft_trainer(tmp_path: Path) -> None:
@@ -191,11 +197,19 @@ def test_boundaries_survive_the_pruning_of_columns(tmp_path: Path) -> None:
     assert "attention_mask" not in batch
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
-def test_the_plain_trainer_takes_the_same_step_packed_and_padded(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "trees"), [("llama", False), ("gpt_oss", False), ("gpt_oss", True)])
+def test_the_plain_trainer_takes_the_same_step_packed_and_padded(name: str, trees: bool, tmp_path: Path) -> None:
+    def rows_of(packed: bool) -> tuple[list[dict[str, Any]], int]:
+        if not trees:
+            return (packed_rows(), 2) if packed else (documents(), 4)
+        halves = [beginning_alike()[:2], beginning_alike()[2:]]
+        kept = [pack_dataset(Dataset.from_list(half), 64, share_prefixes=True).dataset for half in halves]
+        return ([row for half in kept for row in half], 1) if packed else (beginning_alike(), 2)
+
     def run(packed: bool) -> tuple[dict[str, torch.Tensor], float]:
         tiny = build(name)
         collator: Any = DataCollatorForSeq2Seq(tokenizer(), padding=True)
+        rows, size = rows_of(packed)
         if packed:
             collator = BlockDiagonalPackingCollator(tokenizer(), model=tiny.model, pad_to_multiple_of=8)
         trainer = Trainer(
@@ -203,11 +217,11 @@ def test_the_plain_trainer_takes_the_same_step_packed_and_padded(name: str, tmp_
             args=arguments(
                 TrainingArguments,
                 tmp_path,
-                per_device_train_batch_size=2 if packed else 4,
+                per_device_train_batch_size=size,
                 gradient_accumulation_steps=2,
                 remove_unused_columns=False,
             ),
-            train_dataset=Dataset.from_list(packed_rows() if packed else documents()),
+            train_dataset=Dataset.from_list(rows),
             data_collator=collator,
         )
         loss = trainer.train().training_loss

@@ -30,6 +30,10 @@ def conversation(i: int) -> dict[str, Any]:
 
 
 CONVERSATIONS = [conversation(i) for i in range(24)]
+ALIKE = [
+    {"messages": [{"role": "system", "content": "You answer every question in few and plain words."}, *row["messages"]]}
+    for row in CONVERSATIONS
+]
 EMPTY_ANSWERS = [
     {"messages": [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": "" if i == 3 else "So."}]}
     for i in range(8)
@@ -108,6 +112,14 @@ PLAN: dict[str, tuple[str, dict[str, Any]]] = {
             "attn_implementation": None,
             "eval_sample_packing": False,
             "pad_to_sequence_len": False,
+        },
+    ),
+    "trees": (
+        "train",
+        {
+            "sft_plugins": {**QUIET, "packing": {"share_prefixes": True}},
+            "datasets": [{"path": "alike.jsonl", "ds_type": "json", "type": STRATEGY}],
+            "sequence_len": 192,
         },
     ),
     "without the plug-in": (
