@@ -156,6 +156,9 @@ class _Judge:
                     "error", "history_rewrite", f"{price}: answers would be trained after text that generation never sees.",
                     count=report.split_rows,
                 )  # fmt: skip
+        if report.unread_keys:
+            names = ", ".join(f"{key} (in {count:,})" for key, count in sorted(report.unread_keys.items()))
+            yield self.finding("note", "unread_keys", f"keys of rows that the chat template does not look up: {names}.")
         if report.cut_rows:
             cut = not self.entry.exact or self.entry.masking.get("overflow") == "truncate"
             lost = f"{report.lost_supervised_tokens:,} supervised tokens"

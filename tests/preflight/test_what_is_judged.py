@@ -300,6 +300,13 @@ def test_green_comes_with_the_list_of_what_it_says_nothing_of(tmp_path: Path) ->
     assert whole.to_dict()["not_checked"] == list(whole.not_checked)
 
 
+def test_keys_that_the_template_does_not_look_up_are_noted(tmp_path: Path) -> None:
+    rows = [{**row, "chat_template_kwargs": {"enable_thinkng": False}} for row in ROWS]
+    found = {finding.code: finding for finding in verdict_of(tmp_path, rows=rows).findings}
+    assert found["unread_keys"].level == "note"
+    assert "chat_template_kwargs.enable_thinkng (in 100)" in found["unread_keys"].message
+
+
 def test_faults_of_packed_rows_are_counted_by_document(tmp_path: Path) -> None:
     (row,) = _packed_without_stops(3)
     verdict = verdict_of(tmp_path, rows=[row])
