@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,3 +289,24 @@ def test_eval_pairs_of_text_are_masked_by_the_masker(tmp_path: Path) -> None:
     encoded = teacher_forcing.eval_rows(pairs, PromptMasker(byte_tokenizer()), context=256, limit=4)
     supervised = [label for label in encoded[0].labels if label != -100]
     assert byte_tokenizer().decode(supervised, skip_special_tokens=True).strip() == "Ho."
+
+
+def test_the_options_table_gives_the_defaults_that_the_callback_has() -> None:
+    parameters = inspect.signature(ModeCollapseCallback.__init__).parameters
+    page = Path(__file__).parents[2] / "docs" / "collapse.md"
+    table = page.read_text(encoding="utf-8").split("| option | default | |")[1].split("\n\n")[0]
+    told: dict[str, object] = {}
+    for names, defaults, *_ in (line.strip("|").split("|") for line in table.splitlines()[2:]):
+        for name, default in zip(re.findall(r"`(\w+)`", names), defaults.replace("`", "").split(", "), strict=False):
+            with suppress(ValueError, SyntaxError):  # words: "32 open", "<output_dir>/collapse"
+                told[name] = ast.literal_eval(default.strip())
+    assert set(told) >= {
+        "budget",
+        "max_eval_pairs",
+        "samples_per_prompt",
+        "max_new_tokens",
+        "seed",
+        "report",
+        "baseline",
+    }
+    assert told == {name: parameters[name].default for name in told}

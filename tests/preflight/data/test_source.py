@@ -213,6 +213,13 @@ def test_places_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytes
     refused(lambda: open_data(file), "unreadable", "cannot be read: Permission denied")
 
 
+def test_a_long_answer_in_a_table_is_read_whole(tmp_path: Path) -> None:
+    """Python's csv refuses fields of more than 131,072 characters by itself."""
+    (tmp_path / "rows.csv").write_text(f"prompt,response\na,{'b' * 200_000}\n")
+    (row,) = open_data(tmp_path / "rows.csv").rows()
+    assert len(row["response"]) == 200_000
+
+
 def test_a_home_folder_of_nobody_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("~nobody_of_that_name/rows.jsonl", "~nobody_of_that_name"):
         for read in (open_data, load_config, read_text):
