@@ -19,18 +19,10 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.masking.dataset import _EncodeTable
 from testkit.conversations import TemplateKnobs, assistant, conversations, user
+from testkit.encoding import SPLIT, STRIP
 from testkit.tokenizers import build_tokenizer, tokenizer_for_template
 
-STRIP = TemplateKnobs(reasoning="strip_history").jinja()
 BAD = {"messages": [user("Hello"), {"role": "wizard", "content": "b"}]}
-SPLIT = {
-    "messages": [
-        user("6 * 7?"),
-        assistant("42.", reasoning_content="Six sevens."),
-        user("6 * 8?"),
-        assistant("48.", reasoning_content="Six more."),
-    ]
-}
 
 
 def chat(i: int) -> dict[str, Any]:

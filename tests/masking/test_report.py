@@ -15,19 +15,11 @@ from hypothesis import strategies as st
 
 from sft_plugins.masking import Masked, MaskReport, PromptMasker, mask_dataset
 from sft_plugins.masking.report import FIRST_ROWS, PREFIX_TOKENS, Failures, RepeatedPrefixes, repeated_prefixes
-from testkit.conversations import TemplateKnobs, assistant, system, user
+from testkit.conversations import assistant, system, user
+from testkit.encoding import SPLIT, STRIP
 from testkit.mask_oracle import IGNORE, runs
 from testkit.tokenizers import build_tokenizer
 
-STRIP = TemplateKnobs(reasoning="strip_history").jinja()
-SPLIT = {
-    "messages": [
-        user("6 * 7?"),
-        assistant("42.", reasoning_content="Six sevens."),
-        user("6 * 8?"),
-        assistant("48.", reasoning_content="Six more."),
-    ]
-}
 PLAIN = {"messages": [system("Be kind."), user("Hi"), assistant("Hello!"), user("Bye"), assistant("Bye!")]}
 WIZARD = {"messages": [user("Hello"), {"role": "wizard", "content": "b"}]}
 NO_ANSWER = {"messages": [user("Hello")]}

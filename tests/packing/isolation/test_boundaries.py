@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +14,7 @@ from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing.isolation.boundaries import BOUNDARY_KEYS, Boundaries
 from sft_plugins.packing.isolation.forward import current_boundaries, install, installed_backend, set_aside
 from sft_plugins.packing.isolation.reading import take_boundaries
+from testkit.isolated import through_pickle
 from testkit.tiny_models import build
 
 # The worked vector: lengths 2, 4, 3.
@@ -138,14 +138,6 @@ def test_lengths_that_are_no_documents_are_refused(lengths: list[Any]) -> None:
 def test_a_document_across_two_rows_is_refused() -> None:
     with pytest.raises(PackingError, match="crosses the end"):
         Boundaries(np.array([3, 5]), rows=2)
-
-
-def through_pickle(model: torch.nn.Module) -> torch.nn.Module:
-    try:
-        pickle.dumps(build("llama").model)
-    except AttributeError:
-        pytest.skip("models of this transformers (5.16, with `kernels` installed) cannot be pickled at all")
-    return pickle.loads(pickle.dumps(model))
 
 
 class _Spy:

@@ -10,12 +10,22 @@ from datasets import Dataset
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, mask_dataset
 from testkit import mask_oracle
-from testkit.conversations import assistant, user
+from testkit.conversations import TemplateKnobs, assistant, user
 from testkit.mask_oracle import IGNORE, decode, runs
 from testkit.tokenizers import build_tokenizer, stop_ids_for_template, tokenizer_for_template
 
 SUM = [user("What is 2 + 2?"), assistant("It is four.")]
 PRODUCT = [user("What is 6 * 7?"), assistant("42.")]
+# Under STRIP, whose earlier answers lose their reasoning, SPLIT becomes two rows.
+STRIP = TemplateKnobs(reasoning="strip_history").jinja()
+SPLIT = {
+    "messages": [
+        user("6 * 7?"),
+        assistant("42.", reasoning_content="Six sevens."),
+        user("6 * 8?"),
+        assistant("48.", reasoning_content="Six more."),
+    ]
+}
 
 
 def encode_one(tokenizer: Any, row: dict[str, Any], **options: Any) -> Any:

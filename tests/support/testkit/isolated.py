@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sft_plugins.packing.isolation.apply import isolate
 from testkit.isolation_oracle import Gap, gap, make_documents
+from testkit.tiny_models import build
 
 LENGTHS = [5, 9, 1, 17, 3, 9]
 # Through `isolate`, which turns to documents of equal length where a model pads wrongly (llama4 in transformers 5.16).
@@ -43,6 +46,15 @@ def assert_exact(alone: Any, packed: Any) -> None:
     assert measured.logits <= 1e-5, measured
     assert measured.gradients <= 1e-4, measured
     assert alone.gradients.keys() == packed.gradients.keys()
+
+
+def through_pickle(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy as another process has it."""
+    try:
+        pickle.dumps(build("llama").model)
+    except AttributeError:
+        pytest.skip("models of this transformers (5.16, with `kernels` installed) cannot be pickled at all")
+    return pickle.loads(pickle.dumps(model))
 
 
 def tiny_llama(**changes: Any) -> LlamaForCausalLM:

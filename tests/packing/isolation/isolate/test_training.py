@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -21,20 +20,12 @@ from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION
 from sft_plugins.packing.isolation.forward import installed_backend
-from testkit.isolated import assert_exact, documents_of, zero
+from testkit.isolated import assert_exact, documents_of, through_pickle, zero
 from testkit.isolation_oracle import gap, make_documents, make_labels, packed_batch, run_alone, run_packed
 from testkit.tiny_models import build
 
 # varlen by sdpa · by the model's own eager code, with sinks, windows and experts · unpack
 MODELS = ["llama", "gpt_oss", "falcon"]
-
-
-def through_pickle(model: torch.nn.Module) -> torch.nn.Module:
-    try:
-        pickle.dumps(build("llama").model)
-    except AttributeError:
-        pytest.skip("models of this transformers (5.16, with `kernels` installed) cannot be pickled at all")
-    return pickle.loads(pickle.dumps(model))
 
 
 @pytest.mark.parametrize("name", MODELS)
