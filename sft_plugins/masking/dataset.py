@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Valu
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.encoding.fast import EncoderDiffersError
 from sft_plugins.masking.examples.columns import unread_columns
 from sft_plugins.masking.examples.roles import ROLES
 from sft_plugins.masking.examples.values import json_columns, with_json_read
@@ -105,17 +106,25 @@ def mask_dataset(dataset: Dataset | IterableDataset, masker: PromptMasker, *, nu
         raise MaskingError("the dataset has no rows.", code="empty_dataset", remedy="Check the file and the split.")
     facts = f"{dataset._fingerprint} {masker.fingerprint()} {RECORD}"
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:32]
-    records = dataset.with_format("arrow").map(
-        _EncodeTable(masker, json_columns(dataset.features)),
-        with_indices=True,
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=dataset.column_names,
-        features=RECORD,
-        num_proc=num_proc,
-        new_fingerprint=fingerprint,
-        desc="Masking",
-    )
+
+    def encoded() -> Dataset:
+        return dataset.with_format("arrow").map(
+            _EncodeTable(masker, json_columns(dataset.features)),
+            with_indices=True,
+            batched=True,
+            batch_size=_BATCH,
+            remove_columns=dataset.column_names,
+            features=RECORD,
+            num_proc=num_proc,
+            new_fingerprint=fingerprint,
+            desc="Masking",
+        )
+
+    try:
+        records = encoded()
+    except EncoderDiffersError as error:  # from the first row on, since an earlier one may have been wrong unseen
+        masker.encode_slowly(str(error))
+        records = encoded()
     masked = from_records(records, masker, rows_in=len(dataset), columns=dataset.column_names)
     if masked.report.split_rows:
         masked.report.notes += _without_split(dataset, records, masker)
@@ -160,7 +169,7 @@ class _EncodeTable:
         rows = table.to_pylist()
         if self.columns:
             rows = [with_json_read(row, self.columns) for row in rows]
-        return to_records(self.masker.encode_batch(rows), indices, self.masker)
+        return to_records(self.masker.encode_batch_or_stop(rows), indices, self.masker)
 
 
 def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker) -> pa.Table:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
+from sft_plugins.masking.encoding.fast import EncoderDiffersError
 from sft_plugins.masking.examples.columns import Reading, unread_switches
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
 from sft_plugins.masking.examples.messages import unread_keys
@@ -34,6 +36,8 @@ from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from sft_plugins.masking.turns.turns import Turn, TurnIds, encode_turns, plan_pair, plan_turns
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,13 @@ class PromptMasker:
 
     # Compiled templates and piece tables do not travel; they are rebuilt on arrival (DataLoader workers, `num_proc`).
     def __getstate__(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer, "options": asdict(self.options)}
+        against = self._text.batch and self._text.batch.against
+        return {"tokenizer": self.tokenizer, "options": asdict(self.options), "against": against}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["tokenizer"], **state["options"])  # type: ignore[misc]
+        if state["against"]:
+            self.encode_slowly(state["against"])
 
     def encode(self, example: Mapping[str, Any]) -> list[MaskedExample]:
         """Mask one row. Several rows come back where its history is split, none where it was dropped.
@@ -156,6 +163,25 @@ class PromptMasker:
 
     def encode_batch(self, examples: Iterable[Mapping[str, Any]]) -> list[Outcome]:
         """An `Outcome` per row of data; nothing is raised. All texts go through the tokenizer together."""
+        examples = list(examples)
+        try:
+            return self.encode_batch_or_stop(examples)
+        except EncoderDiffersError as error:
+            logger.warning("fastokens is not used any more: %s; batches before this one may hold such ids", error)
+            self.encode_slowly(str(error))
+            return self.encode_batch_or_stop(examples)
+
+    def encode_slowly(self, why: str) -> None:
+        """Encode with the tokenizer itself from here on, and say why in the report."""
+        if self._text.batch is not None:
+            self._text.batch.turn_off(why)
+
+    def encode_batch_or_stop(self, examples: Iterable[Mapping[str, Any]]) -> list[Outcome]:
+        """`encode_batch` for callers that can begin anew.
+
+        Raises:
+            EncoderDiffersError: batches before this one may hold other ids than the tokenizer's; see `encoding/fast.py`.
+        """
         plans = [self._plan(example) for example in examples]
         ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
         made = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
@@ -165,12 +191,15 @@ class PromptMasker:
     def notes(self) -> list[str]:
         """What a report says of this tokenizer and template, whatever the rows."""
         names = " and ".join(repr(self._text.decode([token])) for token in self._known.unconfirmed)
+        against = self._text.batch and self._text.batch.against
+        slow = [f"the tokenizer itself made the ids, not the quicker fastokens: {against}"] if against else []
         if not names:
-            return []
+            return slow
         return [
+            *slow,
             f"{names} ends turns in the chat template, but neither the tokenizer's EOS nor a generation config names it: "
             f"generation does not stop there by itself. Put {list(self._known.unconfirmed)} into `eos_token_id` of the model's "
-            "generation config (or make it the tokenizer's EOS)."
+            "generation config (or make it the tokenizer's EOS).",
         ]
 
     def encode_prompt(self, example: Mapping[str, Any]) -> list[int]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sft_plugins.errors import MaskingError
+from sft_plugins.masking.encoding.fast import BatchEncoder
 from sft_plugins.masking.encoding.pieces import Pieces, candidates
 
 # Text put before a continuation so that the tokenizer takes it for the middle of a text, and cut off again.
@@ -47,7 +48,9 @@ class TextTokenizer:
         self._safe = frozenset(_safe_joints(added)) if self._backend is not None else frozenset()
         # All added tokens, so that one that goes on where a safe one ends is seen for what it is.
         self._added_pattern = _alternation(token.content for token in added.values())
-        self._direct = self._backend is not None and self._direct_equals_public()
+        direct = self._backend is not None and self._direct_equals_public()
+        contents = [token.content for token in added.values()]
+        self.batch = BatchEncoder(self._backend, self.size, contents) if direct else None
         self.pieces = _piece_table(self)
         self._short: dict[str, list[int]] = {}
         self._short_exact: dict[str, bool] = {}
@@ -58,8 +61,8 @@ class TextTokenizer:
         if not texts:
             return []
         # Calls with padding or truncation leave those switched on in the backend; then only the public way is exact.
-        if self._direct and self._backend.padding is None and self._backend.truncation is None:
-            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if self.batch is not None and self._backend.padding is None and self._backend.truncation is None:
+            return self.batch(texts)
         return self._public(texts)
 
     def encode_short(self, text: str) -> list[int]:

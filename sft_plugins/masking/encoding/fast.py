@@ -1,0 +1,129 @@
+"""A quicker encoder for the same ids: `fastokens`, where it is installed, and only while it equals the tokenizer's own.
+
+first texts     the tokenizer itself; building the quick one takes as long as encoding about a megabyte
+then            both, on characters of every script and on the texts at hand: all ids equal, or it is never used
+from there on   the quick one, and one text in 64 by both; one that differs raises `EncoderDiffersError`
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+_EVERY = 64
+_FEW = 8  # texts: those of a single row, a prompt, or a probe of ours go to the tokenizer itself
+_CHARACTERS_PER_TOKEN = 20  # of the vocabulary: as much text takes as long as building does
+_WORDS = (
+    "It's John's, they'll SAY \"I'VE\" 3.14 1234567 items\r\n\r\n\tif x == y_z:  # no\n   return [x**2]\n\n\n",
+    "  two  spaces   three\u00a0no-break\u200bzero\u2028line \ufeffmark e\u0301 ﬁ Å 한국어 ﷺ 👩🏽\u200d🚀 🇩🇪 \x00\x07",
+    "naïve ΟΔΟΣ İstanbul 日本語とEnglishが混ざる。Привет, мир! مرحبا بالعالم नमस्ते दुनिया สวัสดี שלום 1٢३",
+)
+
+
+class EncoderDiffersError(Exception):
+    """The quick encoder gave other ids than the tokenizer after it had been taken into use."""
+
+
+class BatchEncoder:
+    """Texts → ids, without special tokens added, as `encode_batch_fast` of a `tokenizers.Tokenizer` gives them.
+
+    Attributes:
+        against: why the quick encoder is not used although it is installed; None where it is used, or not yet tried.
+    """
+
+    def __init__(self, backend: Any, size: int, special: list[str]) -> None:
+        self._backend, self._special = backend, special
+        self._waits_for = size * _CHARACTERS_PER_TOKEN if installed() else None
+        self._quick: Any = None
+        self._encoded = 0
+        self.against: str | None = None
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """Raises:
+        EncoderDiffersError: see above.
+        """
+        if len(texts) <= _FEW:
+            return self.own(texts)
+        if self._quick is not None:
+            return self._by_both(texts)
+        own = self.own(texts)
+        if self._waits_for is not None:
+            self._waits_for -= sum(map(len, texts))
+            if self._waits_for < 0:
+                self._waits_for = None
+                self._try(texts, own)
+        return own
+
+    def own(self, texts: list[str]) -> list[list[int]]:
+        """By the tokenizer itself."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def turn_off(self, why: str) -> None:
+        """Never use the quick encoder, or no longer."""
+        self._quick, self._waits_for, self.against = None, None, why
+
+    def _try(self, texts: list[str], own: list[list[int]]) -> None:
+        """Take the quick encoder into use if it gives the same ids for probes and for `texts`."""
+        try:
+            quick = build(self._backend.to_str())
+            probes = [*probe_texts(self._special)]
+            got = [*_ids(quick, probes), *_ids(quick, texts)]
+        except Exception as error:  # a native library; what it does not support it refuses in its own words
+            self.against = f"it does not take this tokenizer ({str(error)[:100]})"
+            return
+        expected = [*self.own(probes), *own]
+        differing = next((text for text, a, b in zip([*probes, *texts], got, expected, strict=True) if a != b), None)
+        if differing is not None:
+            self.against = f"it gives other ids for {differing[:40]!r}"
+            return
+        self._quick = quick
+
+    def _by_both(self, texts: list[str]) -> list[list[int]]:
+        ids = _ids(self._quick, texts)
+        sample = range(-self._encoded % _EVERY, len(texts), _EVERY)
+        self._encoded += len(texts)
+        for i, own in zip(sample, self.own([texts[i] for i in sample]), strict=True):
+            if ids[i] != own:
+                raise EncoderDiffersError(f"it gave other ids for {texts[i][:40]!r}")
+        return ids
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("fastokens") is not None
+
+
+@functools.lru_cache(maxsize=2)
+def build(definition: str) -> Any:
+    """The quick encoder of a `tokenizer.json`, kept for the next masker of the same tokenizer."""
+    import fastokens
+
+    return fastokens.Tokenizer.from_json_str(definition)
+
+
+def probe_texts(special: list[str]) -> Iterator[str]:
+    """Texts in which tokenizers differ: characters of every script, white space, digits, and special tokens amid text."""
+    yield from _WORDS
+    for token in special:
+        yield f"a{token}b {token} \n{token}{token}é"
+    # Every character of the alphabets, one in sixteen of the ideographs and syllables behind them.
+    for start, end, step in ((0, 0x3000, 1), (0x3000, 0x30000, 16)):
+        for block in range(start, end, 64 * step):
+            characters = [chr(code) for code in range(block, block + 64 * step, step) if not 0xD800 <= code < 0xE000]
+            known = [one for one in characters if unicodedata.category(one) != "Cn"]
+            if known:
+                yield "".join(known) + " " + " ".join(known[::3])
+
+
+def _ids(quick: Any, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    flat, offsets = quick.encode_batch_flat(texts, add_special_tokens=False)
+    tokens = np.frombuffer(flat, np.uint32).tolist()
+    bounds = np.frombuffer(offsets, np.uint64).tolist()
+    return [tokens[start:end] for start, end in pairwise(bounds)]

@@ -1,0 +1,129 @@
+"""The quick encoder makes rows sooner or not at all, never other rows; where it may not be used, the report says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from sft_plugins.masking import PromptMasker, mask_dataset
+from sft_plugins.masking.encoding import fast
+from testkit.tokenizers import build_tokenizer
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i * 7}."}]}
+    for i in range(600)
+]
+
+
+class Planted:
+    """The tokenizer itself behind the quick encoder's call, with a fault for texts that `wrong` names."""
+
+    def __init__(self, tokenizer: Any, wrong: Callable[[str], bool]) -> None:
+        self.backend, self.wrong, self.calls = tokenizer.backend_tokenizer, wrong, 0
+
+    def encode_batch_flat(self, texts: list[str], add_special_tokens: bool) -> tuple[bytes, bytes]:
+        self.calls += 1
+        ids = [one.ids for one in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+        ids = [one[::-1] if self.wrong(text) else one for one, text in zip(ids, texts, strict=True)]
+        flat = np.array([token for one in ids for token in one], np.uint32)
+        return flat.tobytes(), np.cumsum([0, *map(len, ids)], dtype=np.uint64).tobytes()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The quick encoder counts as installed, and as worth building for the first texts."""
+    monkeypatch.setattr(fast, "_CHARACTERS_PER_TOKEN", 0)
+    monkeypatch.setattr(fast, "installed", lambda: True)
+    return monkeypatch
+
+
+def masked(tokenizer: Any) -> tuple[list[Any], list[str]]:
+    made = mask_dataset(Dataset.from_list(ROWS), PromptMasker(tokenizer))
+    return made.dataset.to_list(), made.report.notes  # type: ignore[union-attr]
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> tuple[list[Any], list[str]]:
+    with monkeypatch.context() as patch:
+        patch.setattr(fast, "installed", lambda: False)
+        return masked(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told", "used"),
+    [
+        (lambda text: "日本" in text, "other ids for", False),  # a probe
+        (lambda text: "Question 3?" in text, "other ids for", False),  # one of the first texts
+        (lambda text: any(f"Question {i}?" in text for i in range(300, 600)), "other ids for", True),  # later ones
+    ],
+    ids=["probe", "first", "later"],
+)
+def test_an_encoder_that_gives_other_ids_is_found_told_and_makes_no_row(
+    wrong: Callable[[str], bool], told: str, used: bool, at_once: pytest.MonkeyPatch
+) -> None:
+    tokenizer = build_tokenizer("qwen")
+    rows, notes = plainly(at_once, tokenizer)
+    planted = Planted(tokenizer, wrong)
+    at_once.setattr(fast, "build", lambda definition: planted)
+    got, now = masked(tokenizer)
+    assert got == rows
+    (note,) = [note for note in now if note not in notes]
+    assert "fastokens" in note
+    assert told in note
+    assert (planted.calls > 2) == used  # behind the probes and the first batch: it was in use when it failed
+
+
+def test_rows_without_a_fault_come_from_the_quick_encoder(at_once: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer("qwen")
+    planted = Planted(tokenizer, lambda text: False)
+    at_once.setattr(fast, "build", lambda definition: planted)
+    assert masked(tokenizer) == plainly(at_once, tokenizer)
+    assert planted.calls == 4  # the probes, the first batch again, and two batches
+
+
+def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
+    at_once: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "sft_plugins")
+    tokenizer = build_tokenizer("qwen")
+    planted = Planted(tokenizer, lambda text: any(f"Question {i}?" in text for i in range(300, 600)))
+    at_once.setattr(fast, "build", lambda definition: planted)
+    masker = PromptMasker(tokenizer)
+    made = [
+        row.input_ids
+        for start in (0, 300)
+        for one in masker.encode_batch(ROWS[start : start + 300])
+        for row in one.rows
+    ]
+    assert made == [row["input_ids"] for row in plainly(at_once, tokenizer)[0]]
+    assert planted.calls == 3
+    assert "not used any more" in caplog.text
+
+
+def test_an_encoder_that_does_not_take_the_tokenizer_is_told(at_once: pytest.MonkeyPatch) -> None:
+    def build(definition: str) -> Any:
+        raise ValueError("unsupported pre-tokenizer type: Metaspace")
+
+    tokenizer = build_tokenizer("qwen")
+    at_once.setattr(fast, "build", build)
+    rows, notes = masked(tokenizer)
+    assert rows == plainly(at_once, tokenizer)[0]
+    assert any("does not take this tokenizer (unsupported pre-tokenizer" in note for note in notes)
+
+
+def test_without_the_extra_nothing_is_built(at_once: pytest.MonkeyPatch) -> None:
+    at_once.setattr(fast, "build", lambda definition: pytest.fail("built"))
+    assert len(plainly(at_once, build_tokenizer("qwen"))[0]) == len(ROWS)
+
+
+@pytest.mark.parametrize("kind", ["qwen", "bytelevel", "llama3", "sp-nodummy", "sp-bpe"])
+def test_fastokens_itself_makes_the_same_rows_or_is_not_used(kind: str, at_once: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastokens")
+    tokenizer = build_tokenizer(kind, eos="</s>")
+    rows, notes = masked(tokenizer)
+    expected, plain = plainly(at_once, tokenizer)
+    assert rows == expected
+    assert (notes == plain) == (kind != "sp-bpe")  # whose Metaspace fastokens 0.3 does not take
