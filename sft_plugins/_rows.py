@@ -106,7 +106,8 @@ def read_segments(row: Mapping[str, Any], ids: np.ndarray, error: type[SFTPlugin
     Raises:
         SFTPluginsError: `bad_schema`, `length_mismatch`, `boundaries`.
     """
-    if TREE_COLUMNS[0] not in row and TREE_COLUMNS[1] not in row:
+    # Rows packed without trees beside rows with them have nulls there; lengths that add up are those of plain documents.
+    if all(row.get(name) is None for name in TREE_COLUMNS):
         lengths = document_lengths(row["seq_lengths"], ids.size, error)
         return Segments(lengths, np.zeros_like(lengths), np.full_like(lengths, -1))
     if missing := [name for name in ("seq_lengths", *TREE_COLUMNS) if row.get(name) is None]:

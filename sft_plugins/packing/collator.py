@@ -149,7 +149,7 @@ class BlockDiagonalPackingCollator:
             if packed := already_packed(feature, PackingError):
                 raise packed
             return ids, labels, *read_segments({"seq_lengths": [ids.size]}, ids, PackingError)
-        if feature.get("seq_lengths") is None and not any(name in feature for name in TREE_COLUMNS):
+        if all(feature.get(name) is None for name in ("seq_lengths", *TREE_COLUMNS)):
             raise PackingError(
                 f"the row has no `seq_lengths`, so where its documents end is lost; found {', '.join(feature)}",
                 code="bad_schema",

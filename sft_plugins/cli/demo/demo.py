@@ -23,6 +23,7 @@ from rich.text import Text
 
 from sft_plugins.cli.demo.assets import Row, load_model, load_rows, split_held_out, to_dataset
 from sft_plugins.cli.demo.heldout import first_exchange, greedy_answer, held_out_loss
+from sft_plugins.cli.demo.history import under_qwen3
 from sft_plugins.cli.demo.training import Recipe, train_lora
 from sft_plugins.cli.demo.watching import SAFE_SENTENCE, Watching, same_answer_rows
 from sft_plugins.cli.ui.inputs import check_writable
@@ -111,6 +112,8 @@ def run_demo(settings: Settings, *, console: Console) -> Outcome:
     console.print(packed.report.table())
     collator = BlockDiagonalPackingCollator(tokenizer, model=model)
     console.print(Text(str(collator.isolation)))
+    if settings.data is None and settings.model is None and (shared := under_qwen3(tokenizer, rows)):
+        console.print(shared)
 
     console.print(Rule("4  Before training"))
     prompt, reference = first_exchange(tokenizer, held_out[0])

@@ -8,7 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from datasets import Dataset
+import torch
+from datasets import Dataset, concatenate_datasets
 from hypothesis import assume, given, settings
 
 from sft_plugins.cli.inspect import goes_on
@@ -16,8 +17,10 @@ from sft_plugins.cli.ui.rows import RowReader
 from sft_plugins.errors import MaskingError, PackingError
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, check_masks, label_arrays
 from sft_plugins.masking.examples.tokenized import documents_of
-from sft_plugins.packing import BlockDiagonalPackingCollator, pack_dataset, pack_stream
+from sft_plugins.packing import BlockDiagonalPackingCollator, even_rows, pack_dataset, pack_stream
 from sft_plugins.packing import dataset as module
+from sft_plugins.packing.isolation import apply
+from sft_plugins.packing.isolation.backends.varlen import Varlen
 from sft_plugins.packing.prefix_tree.fold import fold
 from sft_plugins.preflight import document_spans, segments_of
 from testkit.commands import invoke
@@ -176,3 +179,42 @@ def test_who_takes_single_documents_refuses_a_tree_whatever_column_is_left() -> 
         assert segments_of(rows[0], label_arrays(rows[0])[0]) is None
     with pytest.raises(MaskingError, match="trees"):
         document_spans(packed[0])
+
+
+def test_rows_packed_without_trees_stand_beside_those_with_them() -> None:
+    """Rows of earlier versions have no such columns, or, put together with others, nulls in them."""
+    made, packed, tokenizer = split_and_packed("qwen3", conversation("Let me see.", "Hm.", "Well."))
+    older = pack_dataset(Dataset.from_list(made), 4096).dataset
+    joined = concatenate_datasets([older, packed])
+    assert joined["seq_parents"][0] is None
+    model = build("llama", vocab_size=len(tokenizer)).model
+    collate = BlockDiagonalPackingCollator(tokenizer, model=model)
+    both, apart = collate(list(joined)), collate([older[0], packed[0]])
+    assert both.keys() == apart.keys()
+    assert all(torch.equal(torch.as_tensor(both[name]), torch.as_tensor(apart[name])) for name in both)
+    assert both["seq_parents"].tolist()[: len(older[0]["seq_lengths"])] == [-1] * len(made)
+    alone = check_masks(made, tokenizer)
+    assert check_masks(joined, tokenizer).supervised_tokens == 2 * alone.supervised_tokens
+    with pytest.raises(PackingError) as caught:
+        even_rows(joined, 4)
+    assert caught.value.code == "bad_schema"
+    tree = {**packed[0], "seq_parents": None, "seq_depths": None}
+    with pytest.raises(PackingError) as caught:
+        collate([tree])
+    assert caught.value.code == "boundaries"
+
+
+def test_a_backend_that_cannot_hold_trees_says_so_when_it_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own kernels read where documents end, and know of no paths."""
+    _, packed, tokenizer = split_and_packed("qwen3", conversation("Let me see.", "Hm.", "Well."))
+    model = build("llama", vocab_size=len(tokenizer)).model
+    monkeypatch.setattr(apply, "_candidates", lambda *_: [Varlen(keep_keys=True)])
+    collate = BlockDiagonalPackingCollator(tokenizer, model=model)
+    assert not collate.isolation.prefix_trees
+    assert "no trees (share_prefixes): the model's own kernels know of no paths" in str(collate.isolation)
+    with pytest.raises(PackingError, match="the row holds trees") as caught:
+        collate([packed[0]])
+    assert (caught.value.code, caught.value.row) == ("prefix_trees", 0)
+    assert "share_prefixes=False" in str(caught.value)
+    older = {**packed[0], "seq_lengths": [len(packed[0]["input_ids"])], "seq_parents": [-1], "seq_depths": [0]}
+    assert "seq_parents" not in collate([older]), "a row without branches is one of documents"
