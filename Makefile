@@ -42,7 +42,7 @@ export TOKENIZERS_PARALLELISM := false
 export AXOLOTL_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-trl test-axolotl test-deepspeed test-deepspeed-axolotl test-install test-newest lock write-locks dist bench mutants test-gpu \
+.PHONY: help demo test lint test-trl test-axolotl test-deepspeed test-deepspeed-axolotl test-install test-newest lock write-locks dist bench mutants test-gpu gpu-kit \
   test-axolotl-latest test-swift test-llamafactory clean
 
 help:
@@ -52,6 +52,7 @@ help:
 	@echo "make bench   the benchmarks, side by side with what they are compared with"
 	@echo "make mutants small faults planted in a copy of the tree: which of them no test notices"
 	@echo "make test-gpu               the tests of the GPU path on a GPU (make test rehearses them on the CPU)"
+	@echo "make gpu-kit                what a GPU machine without a package index lacks, in one file of 35 MB"
 	@echo "make test-axolotl-latest    the Axolotl plug-in on Axolotl 0.21 (Python 3.12, a 7.6 GB environment)"
 	@echo "make test-swift             rows and plug-in in ms-swift 4.6, in an environment of its own"
 	@echo "make test-llamafactory      rows in LLaMA-Factory 0.9.5, in an environment of its own (6 GB)"
@@ -147,6 +148,10 @@ test-gpu: $(VENV)/.ready
 	  { echo "no device '$(DEVICE)' here; make test-gpu DEVICE=cpu rehearses all but the CUDA kernels, as make test does" >&2; exit 1; }
 	$(VENV)/bin/pytest -m gpu $(PYTEST_ARGS) tests
 
+# For a GPU machine with torch and transformers but no package index; there `python tests/gpu/kit.py measure` runs everything.
+gpu-kit: $(VENV)/.ready
+	$(VENV)/bin/python tests/gpu/kit.py pack
+
 test-axolotl-latest: export HF_HUB_OFFLINE := 1
 test-axolotl-latest: $(VENV_AX_LATEST)/.ready
 	$(VENV_AX_LATEST)/bin/pytest $(PYTEST_ARGS) tests/integrations/axolotl
@@ -165,7 +170,7 @@ test-llamafactory: $(VENV)/.ready $(VENV_LF)/.ready
 
 clean:
 	rm -rf $(foreach name,.venv .venv-axolotl .venv-axolotl-latest .venv-swift .venv-llamafactory .venv-wheel,$(name) $(name)-newest) build dist sft_plugins.egg-info \
-	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	  .pytest_cache .ruff_cache .mypy_cache .hypothesis .gpu-kit
 
 # $(call need_python,variable,lowest,highest,in words,Debian's name)
 define need_python
