@@ -84,6 +84,15 @@ class Entry:
         # Copies of the model keep it: a wrapper that was copied with them finds the copy's entry by it.
         self.key = uuid.uuid4().hex
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "layers" not in state:  # of 0.1.0, which kept one backend and proved less
+            raise ContaminationError(
+                "the pickled model was isolated by an earlier version of this library, whose proof does not hold for this one",
+                code="not_isolated",
+                remedy="save its weights there (`save_pretrained`), load them here, and isolate the model anew",
+            )
+        self.__dict__.update(state)
+
     @property
     def inner(self) -> Call:
         """The forward that this one stands in for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from sft_plugins.errors import ContaminationError, PackingError
 from sft_plugins.packing.isolation.boundaries import BOUNDARY_KEYS, Boundaries
-from sft_plugins.packing.isolation.forward import current_boundaries, install, installed_backend, set_aside
+from sft_plugins.packing.isolation.forward import Entry, current_boundaries, install, installed_backend, set_aside
 from sft_plugins.packing.isolation.reading import take_boundaries
 from testkit.isolated import through_pickle
 from testkit.tiny_models import build
@@ -232,6 +233,15 @@ def test_a_copy_of_the_model_runs_its_own_weights(copied: Any) -> None:
     assert installed_backend(twin) is not None
     with set_aside(twin):
         assert installed_backend(model) is not None
+
+
+def test_a_model_that_0_1_0_isolated_and_pickled_is_refused() -> None:
+    entry = Entry.__new__(Entry)  # as 0.1.0 had it: one backend, no layers
+    entry.__dict__.update(module=None, model=None, backend=None, previous=None)
+    with pytest.raises(ContaminationError) as caught:
+        pickle.loads(pickle.dumps(entry))
+    assert caught.value.code == "not_isolated"
+    assert "save_pretrained" in caught.value.remedy
 
 
 def test_taking_off_leaves_no_trace_even_under_a_hosts_wrapper() -> None:
