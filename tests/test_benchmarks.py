@@ -191,6 +191,7 @@ SMALL = {
     "masking": ["--rows", "12", "--rounds", "1", "--no-memory"],
     "packing": ["--n", "200", "--repeats", "1"],
     "planning": ["--n", "2000", "--repeats", "1"],
+    "preparation": ["--rows", "12", "--rounds", "1"],
     "scale": [
         "--plan",
         "1000",

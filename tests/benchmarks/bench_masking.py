@@ -77,9 +77,16 @@ def side_by_side(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     return {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
 
 
-def trl_preparation(dataset: Dataset, tokenizer: Any) -> Dataset:
+def trl_preparation(dataset: Dataset, tokenizer: Any, *, num_proc: int | None = None) -> Dataset:
     """What `SFTTrainer(args=SFTConfig(assistant_only_loss=True))` does to its data set, without building a trainer."""
-    config = SFTConfig(output_dir="unused", assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True)
+    config = SFTConfig(
+        output_dir="unused",
+        assistant_only_loss=True,
+        max_length=None,
+        dataset_num_proc=num_proc,
+        report_to=[],
+        use_cpu=True,
+    )
     trainer = SimpleNamespace(
         chat_template=None, _tokenizer=tokenizer, completion_only_loss=False, _is_vlm=False, processing_class=tokenizer
     )

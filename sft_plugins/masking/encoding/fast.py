@@ -39,7 +39,9 @@ class BatchEncoder:
 
     def __init__(self, backend: Any, size: int, special: list[str]) -> None:
         self._backend, self._special = backend, special
-        self._waits_for = size * _CHARACTERS_PER_TOKEN if installed() else None
+        # Where one has been built in this process, the next masker has not to wait for text that is worth it.
+        worth = 0 if _build.cache_info().currsize else size * _CHARACTERS_PER_TOKEN
+        self._waits_for = worth if installed() else None
         self._quick: Any = None
         self._encoded = 0
         self.against: str | None = None
@@ -98,9 +100,13 @@ def installed() -> bool:
     return importlib.util.find_spec("fastokens") is not None
 
 
-@functools.lru_cache(maxsize=2)
 def build(definition: str) -> Any:
-    """The quick encoder of a `tokenizer.json`, kept for the next masker of the same tokenizer."""
+    """The quick encoder of a `tokenizer.json`."""
+    return _build(definition)
+
+
+@functools.lru_cache(maxsize=2)
+def _build(definition: str) -> Any:
     import fastokens
 
     return fastokens.Tokenizer.from_json_str(definition)

@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
-from sft_plugins.masking.examples.content import content_text
+from sft_plugins.masking.encoding.origins import count_origins
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.reasoning import first_difference
 from sft_plugins.masking.turns.stop_tokens import StopTokens
@@ -73,13 +71,19 @@ class _Row:
         return MaskedExample(
             self.input_ids,
             labels,
-            role_tokens=_role_tokens(self, text),
+            role_tokens=self._origins(text),
             repeated_tokens=self.repeated,
             turn_ends=[end for _, end in self.spans],
             modes=[turn.mode for turn in self.turns],
             changes=[turn.changes for turn in self.turns],
             unread=[key for turn in self.turns for key in turn.unread],
         )
+
+    def _origins(self, text: TextTokenizer) -> dict[str, int]:
+        last = self.turns[-1]
+        messages = last.conversation.messages[: last.index + 1]
+        rendered = last.prompt + last.response if self.exact else None
+        return count_origins(self.input_ids, self.spans, messages, text.pieces, rendered)
 
 
 @dataclass(frozen=True)
@@ -294,38 +298,3 @@ class Assembler:
             remedy="This tokenizer cannot continue the prompt exactly here; move white space to the other side of the "
             "boundary, or use the model's fast tokenizer.",
         )
-
-
-def _role_tokens(row: _Row, text: TextTokenizer) -> dict[str, int]:
-    """Tokens of the row by origin: `trained`, untrained ones by role, and `template` for all that the template adds.
-
-        <|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\nyo<|im_end|>
-        template         user template                        trained
-
-    A token counts for a role if any of its bytes lie in a message of it. Where ids stand for no fixed bytes, untrained
-    tokens count as `untrained` together.
-    """
-    trained = sum(end - start for start, end in row.spans)
-    widths = text.widths(row.input_ids)
-    if widths is None:
-        return {"trained": trained, "untrained": len(row.input_ids) - trained}
-    last = row.turns[-1]
-    ends = np.cumsum(widths)
-    spelled = (last.prompt + last.response).encode()[: ends[-1]] if row.exact else text.decode_bytes(row.input_ids)
-    roles: list[str] = []
-    spans: list[tuple[int, int]] = []  # of bytes, each holding at least one
-    position = 0
-    for message in last.conversation.messages[: last.index + 1]:
-        content = content_text(message.get("content")).strip().encode()
-        found = spelled.find(content, position) if content else -1
-        if found >= 0:
-            position = found + len(content)
-            roles.append(message["role"])
-            spans.append((found, position - 1))
-    counts = {"trained": trained}
-    tokens = np.searchsorted(ends, np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()
-    for role, (first, final) in zip(roles, tokens, strict=True):
-        if role != "assistant" or not any(start <= first < end for start, end in row.spans):
-            counts[role] = counts.get(role, 0) + final + 1 - first
-    counts["template"] = len(row.input_ids) - sum(counts.values())
-    return counts

@@ -144,10 +144,6 @@ class TextTokenizer:
         assert self.pieces is not None
         return self.pieces.joined(ids)
 
-    def widths(self, ids: Sequence[int]) -> np.ndarray | None:
-        """Bytes each id stands for, int64 `[T]`; None for tokenizers whose ids stand for no fixed bytes."""
-        return None if self.pieces is None else self.pieces.widths[np.asarray(ids, np.int64)]
-
     def is_safe_joint(self, text: str) -> bool:
         """Whether tok(left + text) = tok(left) + tok(text) for every `left`."""
         match = self._added_pattern.match(text) if self._added_pattern else None

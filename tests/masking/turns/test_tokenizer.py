@@ -204,9 +204,8 @@ def test_pieces_are_what_the_tokenizer_decodes(kind: str) -> None:
         if "�" in (expected or "�") or text.tokenizer.unk_token_id in ids:
             continue  # bytes that are no text: decoders differ in how many marks they put there
         assert text.decode(ids) == expected
-        widths = text.widths(ids)
-        assert widths is not None
-        assert widths.sum() == len(text.decode_bytes(ids)) == len(expected.encode())
+        assert text.pieces.widths[ids].sum() == len(text.decode_bytes(ids)) == len(expected.encode())
+        assert text.pieces.joined(ids * 40) == b"".join(text.pieces[token] for token in ids * 40)
 
 
 @pytest.mark.parametrize("kind", ["t5", "wordpiece"])
