@@ -115,9 +115,10 @@ def pack_dataset(
             columns.ids.some(admitted.rows), columns.labels.some(admitted.rows), admitted.lengths, policies.capacity
         )
         prefixes = PrefixReport.of(forest, admitted.lengths)
-        plan = plan_packs(forest.tokens, policies.capacity, seed=seed)
         features = Features(features | {name: List(Value("int32")) for name in TREE_COLUMNS})
         options += ("share_prefixes",)
+    if prefixes is not None and forest.shared:
+        plan = plan_packs(forest.tokens, policies.capacity, seed=seed)
         batches = _tree_batches(columns, admitted, forest, plan, features)
     else:
         plan = plan_packs(admitted.lengths, policies.capacity, seed=seed)
@@ -186,6 +187,8 @@ def _batches(
             _lists(in_tokens, columns.labels.gather(documents, lengths)),
             _lists(offsets, lengths.astype(np.int32)),
         ]
+        if TREE_COLUMNS[0] in features:  # rows that share nothing: each a tree of one segment
+            arrays += [_lists(offsets, np.full(len(lengths), value, np.int32)) for value in (0, -1)]
         if others is not None:
             values = others[documents].combine_chunks()
             arrays += [_lists(offsets, _only(values[name])) for name in carried]

@@ -15,7 +15,7 @@ import numpy as np
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.packing.arrow import Ints, TokenColumn
 from sft_plugins.packing.compiled import compiled
-from sft_plugins.packing.prefix_tree.order import sort_rows
+from sft_plugins.packing.prefix_tree.order import hash_beginnings, sort_rows
 from sft_plugins.packing.prefix_tree.share import share_rows
 
 LEAST = 16
@@ -46,6 +46,11 @@ class Forest:
     cuts: int
     repeated: int
 
+    @property
+    def shared(self) -> bool:
+        """Whether any row shares anything; if not, segments are rows."""
+        return len(self.rows) > len(self.tokens) or len(self.rows) < len(self.in_tree)
+
 
 def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *, least: int = LEAST) -> Forest:
     """Fold rows into trees of at most `capacity` tokens.
@@ -55,8 +60,9 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
 
     Time is that of reading each shared token two or three times and of sorting; memory that of a few numbers per row.
     """
-    order = np.arange(len(lengths), dtype=np.int64)
     ids_in, labels_in = _Readable.of(ids), _Readable.of(labels)
+    order = _may_share(ids_in, lengths, least)
+    alone = np.setdiff1d(np.arange(len(lengths)), order, assume_unique=True)
     compiled(sort_rows)(ids_in.values, ids_in.chunk, ids_in.start, lengths, order)
     rows, depths, parents, trees, tokens, in_tree, *added, cut = compiled(share_rows)(
         ids_in.values,
@@ -72,6 +78,12 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
         IGNORE_INDEX,
     )
     more = np.stack(added, axis=1)
+    nothing = np.zeros(len(alone), np.int64)
+    rows, depths, parents = (
+        np.concatenate(both) for both in ((rows, alone), (depths, nothing), (parents, nothing - 1))
+    )
+    in_tree[alone] = len(tokens) + np.arange(len(alone))
+    trees, tokens = np.concatenate((trees, in_tree[alone])), np.concatenate((tokens, lengths[alone]))
     return Forest(
         rows=rows,
         depths=depths,
@@ -84,6 +96,17 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
         cuts=int(cut[0]),
         repeated=int(cut[1]),
     )
+
+
+def _may_share(ids: _Readable, lengths: Ints, least: int) -> Ints:
+    """Rows that some other row begins like, as far as the first fork that is taken; a cheap look at few tokens of each."""
+    every = np.arange(len(lengths), dtype=np.int64)
+    if lengths.min() <= least:  # one so short may be the whole beginning of another
+        return every
+    found = compiled(hash_beginnings)(ids.values, ids.chunk, ids.start, least + 1)
+    in_order = np.sort(found)
+    twice = in_order[1:][in_order[1:] == in_order[:-1]]
+    return every[np.isin(found, twice)] if len(twice) else every[:0]
 
 
 @dataclass(frozen=True)

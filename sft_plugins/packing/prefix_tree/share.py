@@ -45,7 +45,7 @@ def share_rows(
         root), tree; tokens of each tree; of each row its tree; labels to add where a row trains what an earlier row has laid:
         segment, and positions from, to in its path; `[forks not taken because the tree was full, tokens repeated for them]`.
     """
-    n, longest = len(order), 0
+    n, longest = len(length), 0
     for row in order:
         longest = max(longest, length[row])
     of_row, begin_of = np.empty(n, np.int64), np.empty(n, np.int64)

@@ -114,6 +114,22 @@ def test_identical_rows_and_beginnings_of_rows(rows: list[Row], lengths: list[in
     assert trained(paths) == trained(rows)
 
 
+@settings(max_examples=200, deadline=None)
+@given(forests(), st.sampled_from([1, 2, 4]))
+def test_a_look_at_beginnings_leaves_out_no_row_that_shares(rows: list[Row], least: int) -> None:
+    """The cheap look decides who is folded at all: with it the trees are those of a fold of every row."""
+    looked, _ = folded(rows, least=least)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "_may_share", lambda ids, lengths, least: np.arange(len(lengths)))
+        every, _ = folded(rows, least=least)
+    assert sorted(looked.tokens.tolist()) == sorted(every.tokens.tolist())
+    assert (looked.cuts, len(looked.rows), looked.shared) == (every.cuts, len(every.rows), every.shared)
+    long = [([index, *range(5, 30)], [-100, *range(5, 30)]) for index in range(40, 60)]
+    apart, paths = folded([*rows, *long], least=least)
+    assert trained(paths) == trained([*rows, *long])
+    assert len(apart.tokens) == len(every.tokens) + 20
+
+
 def test_forks_that_share_little_are_not_taken() -> None:
     rows = [([1, 2, 3, number], [-100, -100, -100, number]) for number in (7, 8)]
     assert len(folded(rows, least=2)[0].tokens) == 1
