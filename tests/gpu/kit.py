@@ -1,8 +1,8 @@
 """What a GPU machine without a package index lacks, packed where there is one, and the runs that it is for.
 
-    python tests/gpu/kit.py pack                          here: .gpu-kit/site.tar.xz, for Python 3.12, at most 50 MiB
-    python tests/gpu/kit.py run -m pytest -m gpu tests    there: Python with the kit on its path
-    python tests/gpu/kit.py measure --output DIR          there: the tests, then every benchmark of the GPU path, with logs
+    python tests/gpu/kit.py pack                             here: .gpu-kit/site.tar.xz, for Python 3.12, at most 50 MiB
+    python tests/gpu/kit.py run -P -m pytest -m gpu tests    there: Python with the kit on its path
+    python tests/gpu/kit.py measure --output DIR             there: the tests, then every benchmark of the GPU path, with logs
 
 The machine has torch with CUDA, transformers, PEFT, accelerate, pytest, hypothesis, numba, scipy, sacrebleu, rich and typer.
 The kit has the rest in the versions of locks/trl.txt, and this tree, by links.
@@ -23,15 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT / ".gpu-kit"
 LACKING = (
     "datasets", "pyarrow", "pandas", "multiprocess", "dill", "xxhash", "trl", "pydantic", "pydantic-core", "annotated-types",
-    "typing-inspection", "gguf", "chitchat-dataset",
+    "typing-inspection", "gguf", "chitchat-dataset", "python-dateutil", "sentencepiece",
 )  # fmt: skip
 # Nothing here reads Arrow over a network, and tests and headers of others are half of what they weigh.
-_LEFT_OUT = ("/tests/", "/include/", "/src/", "flight", "substrait", "s3", ".pyi", ".pyx", ".pxd", "__pycache__")
+_LEFT_OUT = ("/tests/", "/include/", "/src/", "flight", "libarrow_s3", "_s3fs", ".pyi", ".pyx", ".pxd", "__pycache__")
 MOST = 50 * 2**20
 HARNESS = "tests/benchmarks/harness.py"
-# In order of worth: time on such a machine is short.
+# `-P`: this folder's own sft_plugins lacks the integrations. In order of worth: time on such a machine is short.
 STAGES: dict[str, list[str]] = {
-    "tests": ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"],
+    "tests": ["-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"],
     "kernels": [HARNESS, "kernels"],
     "step": [HARNESS, "step"],
     "trees": [HARNESS, "trees"],
@@ -63,7 +63,8 @@ def pack() -> Path:
 
 def environment() -> dict[str, str]:
     """The kit unpacked, and the path that has it; `sft_plugins.integrations` lies beside the core, so links bring it in."""
-    site, own = KIT / "site", KIT / "own"
+    # dill pickles modules outside of a folder of this name by value, and fails.
+    site, own = KIT / "site-packages", KIT / "own"
     if not site.is_dir():
         with tarfile.open(KIT / "site.tar.xz") as archive:
             archive.extractall(site, filter="data")
