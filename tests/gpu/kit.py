@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -89,14 +90,14 @@ def measure(output: Path, stages: list[str], device: str, limit: float) -> int:
         left = limit - (time.monotonic() - began)
         more = [] if name == "tests" else ["--device", device, "--results", str(output)]
         started, log = time.monotonic(), output / f"{name}.log"
-        try:
-            with log.open("w") as out:
-                command = [sys.executable, *STAGES[name], *more]
-                code = subprocess.run(
-                    command, cwd=ROOT, env=around, stdout=out, stderr=out, timeout=max(left, 1)
-                ).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
+        with log.open("w") as out:
+            command = [sys.executable, *STAGES[name], *more]
+            running = subprocess.Popen(command, cwd=ROOT, env=around, stdout=out, stderr=out, start_new_session=True)
+            try:
+                code = running.wait(timeout=max(left, 1))
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGTERM)  # with what it started, which would slow the next stage
+                code = running.wait()
         failed += code != 0
         told = log.read_text(errors="replace").strip().splitlines()
         print(
