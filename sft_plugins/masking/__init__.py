@@ -16,7 +16,7 @@ from sft_plugins.masking.examples.formats import known_form as known_form  # iso
 from sft_plugins.masking.examples.formats import parse_example as parse_example  # isort: skip
 from sft_plugins.masking.examples.tokenized import MASK_COLUMNS as MASK_COLUMNS  # isort: skip
 from sft_plugins.masking.examples.tokenized import label_arrays as label_arrays  # isort: skip
-from sft_plugins.masking.headers import assistant_header as assistant_header  # isort: skip
+from sft_plugins.masking.headers.assistant import assistant_header as assistant_header  # isort: skip
 from sft_plugins.masking.turns.template import ChatRenderer as ChatRenderer  # isort: skip
 from sft_plugins.masking.turns.tokenizer import TextTokenizer as TextTokenizer  # isort: skip
 

@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
 from sft_plugins.masking.examples.tokenized import documents_of
-from sft_plugins.masking.headers import assistant_header, turn_starts, unsupervised_turns
+from sft_plugins.masking.headers.assistant import assistant_header, turn_starts, unsupervised_turns
+from sft_plugins.masking.headers.own import OwnHeaders, find_own_headers
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.template import ChatRenderer
@@ -47,6 +49,7 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     renderer = ChatRenderer(tokenizer)
     stops = find_stop_tokens(text, renderer, None).ids
     header = assistant_header(text, renderer)
+    own_headers = _OwnHeaders(tokenizer, header, text)
     rules = RowRules(vocabulary_size=text.size, bos_token_id=tokenizer.bos_token_id)
     names = {i: text.decode([i]) for i in stops}
     report, packed, stored = MaskReport(), False, 0
@@ -77,7 +80,7 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
                 # As the row has it, and up to the header: the prompt may go on behind it with what later rows leave out.
                 for at in {int(start), *begun[begun <= start][-1:].tolist()}:
                     trained[_digest(ids[:at])].add(report.rows_out)
-            for code, message in _turn_faults(ids, labels, stops, header, text):
+            for code, message in _turn_faults(ids, labels, stops, text, own_headers):
                 report.add_failure(code, row, message, document=document)
             missed = unsupervised_turns(ids, labels, header) if len(runs) else np.empty(0, np.int64)
             if missed.size:
@@ -121,8 +124,25 @@ def check_masks(dataset: Dataset | Iterable[Mapping[str, Any]], tokenizer: Any) 
     return report
 
 
+class _OwnHeaders:
+    """Finds `OwnHeaders` when first asked: most rows put no loss on a header."""
+
+    def __init__(self, tokenizer: Any, header: list[int], text: TextTokenizer) -> None:
+        self._tokenizer, self._special = tokenizer, text.special_ids
+        self.opening = next((token for token in header if token in text.special_ids), None)
+
+    @cached_property
+    def found(self) -> OwnHeaders:
+        assert self.opening is not None
+        return find_own_headers(self._tokenizer, self.opening, frozenset(self._special))
+
+
 def _turn_faults(
-    ids: np.ndarray, labels: np.ndarray, stops: frozenset[int], header: list[int], text: TextTokenizer
+    ids: np.ndarray,
+    labels: np.ndarray,
+    stops: frozenset[int],
+    text: TextTokenizer,
+    own_headers: _OwnHeaders,
 ) -> list[tuple[str, str]]:
     """`(code, message)` of each fault of the supervised runs; empty for rows without a supervised token."""
     faults = []
@@ -133,12 +153,13 @@ def _turn_faults(
         for start, end in runs[~np.isin(ids[runs[:, 1] - 1], list(stops))][:1]:
             tail = text.decode(ids[max(start, end - 4) : end].tolist())
             faults.append(("missing_stop", f"the supervised tokens [{start}, {end}) end with {tail!r}, no stop token."))
-    if header:
-        opening = next(token for token in header if token in text.special_ids)
-        inside = np.flatnonzero((labels == opening) & (labels != IGNORE_INDEX))
-        if inside.size and opening not in stops:
+    opening = own_headers.opening
+    if opening is not None and opening not in stops:
+        inside = np.flatnonzero(labels == opening).tolist()
+        wrong = next((at for at in inside if not own_headers.found.has(ids, labels, at)), None)
+        if wrong is not None:
             faults.append(
-                ("prompt_supervised", f"the header token {text.decode([opening])!r} at {int(inside[0])} carries loss.")
+                ("prompt_supervised", f"the header token {text.decode([opening])!r} at {wrong} carries loss.")
             )
     return faults
 

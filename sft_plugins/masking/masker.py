@@ -27,7 +27,7 @@ from sft_plugins.masking.examples.columns import Reading, unread_switches
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
 from sft_plugins.masking.examples.messages import unread_keys
 from sft_plugins.masking.examples.values import too_deep
-from sft_plugins.masking.headers import check_every_turn_supervised
+from sft_plugins.masking.headers.assistant import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.labels import Assembler, MaskedExample
 from sft_plugins.masking.turns.modes import Modes

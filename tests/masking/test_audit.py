@@ -175,6 +175,9 @@ def test_exact_rows_of_real_templates_are_silent() -> None:
         if rows:
             checked += 1
             assert check_masks(rows, tokenizer).failures == {}, name
+        made = (one for key in ("tools", "reasoning_content") for one in masker.encode(BY_NAME[key].row))
+        rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in made]
+        assert not rows or set(check_masks(rows, tokenizer).failures) <= {"unsupervised_turn"}, name
     assert checked >= min(20, 0.3 * len(template_names()))
 
 
@@ -237,3 +240,57 @@ def test_no_rows_are_refused() -> None:
         with pytest.raises(MaskingError, match="no rows") as caught:
             check_masks(rows, tokenizer_of())
         assert caught.value.code == "empty_dataset"
+
+
+# --- headers that the model writes itself -------------------------------------------------------------------------------
+
+REASONED = {
+    "messages": [
+        user("What is 6 * 7?"),
+        assistant("42.", reasoning_content="Six times seven."),
+        user("And 6 * 8?"),
+        assistant("48.", reasoning_content="Six more."),
+    ]
+}
+OWN_HEADERS = {"gptoss": REASONED, "muse_glimmer": REASONED, "diffusion_gemma": BY_NAME["tools"].row}
+
+
+def masked(template: str, row: dict[str, Any]) -> tuple[Any, list[dict[str, list[int]]]]:
+    tokenizer = tokenizer_for_template(template)
+    rows = PromptMasker(tokenizer).encode(row)
+    return tokenizer, [{"input_ids": one.input_ids, "labels": one.labels} for one in rows]
+
+
+@pytest.mark.parametrize("template", OWN_HEADERS)
+def test_a_header_that_the_model_writes_itself_may_carry_loss(template: str) -> None:
+    tokenizer, rows = masked(template, OWN_HEADERS[template])
+    openings = {id for row in rows for id in row["labels"]} & set(
+        tokenizer(["<|start|>", "<|turn>"][template[0] == "d"]).input_ids
+    )
+    assert openings, "the rows hold no such header"
+    assert "prompt_supervised" not in check_masks(rows, tokenizer).failures
+
+
+@pytest.mark.parametrize("template", OWN_HEADERS)
+def test_any_other_header_may_not(template: str) -> None:
+    """The whole row trained; the header of each turn alone; of an answer behind an answer."""
+    tokenizer, rows = masked(template, OWN_HEADERS[template])
+    whole = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in rows]
+    assert check_masks(whole, tokenizer).failures["prompt_supervised"].count == len(rows)
+    for row in rows:
+        ids, labels = row["input_ids"], row["labels"]
+        starts = [i for i in range(1, len(ids)) if labels[i] != -100 and labels[i - 1] == -100]
+        header = next(i for i in range(starts[0] - 1, 0, -1) if tokenizer.decode([ids[i]]) in ("<|start|>", "<|turn>"))
+        early = [ids[i] if header <= i < starts[0] else label for i, label in enumerate(labels)]
+        assert "prompt_supervised" in check_masks([{"input_ids": ids, "labels": early}], tokenizer).failures
+
+
+def test_an_answer_behind_a_final_answer_begins_with_a_header_of_the_templates() -> None:
+    """gpt-oss writes a header behind its analysis, and stops behind its answer."""
+    tokenizer, (row,) = masked("gptoss", {"messages": [user("a"), assistant("b")]})
+    again = tokenizer(
+        "<|end|><|start|>assistant<|channel|>final<|message|>c<|return|>", add_special_tokens=False
+    ).input_ids
+    ids = row["input_ids"][:-1] + again
+    report = check_masks([{"input_ids": ids, "labels": row["labels"][:-1] + again}], tokenizer)
+    assert "prompt_supervised" in report.failures
