@@ -89,9 +89,7 @@ class WatchedTemplate:
             for piece in self._template.root_render_func(context):  # lazily: `watch` sees how much has been written
                 pieces.append(piece)
                 watch.written += len(piece)
-        except (
-            Exception
-        ):  # an operation that the watching sequence lacks, or the template's own complaint: render plainly
+        except Exception:  # an operation that the watching sequence lacks, or the template's own complaint
             return None
         if watch.end is None or watch.read_after_end:
             return None
