@@ -142,8 +142,8 @@ class PromptMasker:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["tokenizer"], **state["options"])  # type: ignore[misc]
-        if state["against"]:
-            self.encode_slowly(state["against"])
+        if against := state.get("against"):  # what 0.1.0 pickled has no such word
+            self.encode_slowly(against)
 
     def encode(self, example: Mapping[str, Any]) -> list[MaskedExample]:
         """Mask one row. Several rows come back where its history is split, none where it was dropped.
