@@ -244,15 +244,17 @@ def test_no_rows_are_refused() -> None:
 
 # --- headers that the model writes itself -------------------------------------------------------------------------------
 
-REASONED = {
-    "messages": [
-        user("What is 6 * 7?"),
-        assistant("42.", reasoning_content="Six times seven."),
-        user("And 6 * 8?"),
-        assistant("48.", reasoning_content="Six more."),
-    ]
+
+def reasoned(key: str) -> dict[str, Any]:
+    answers = assistant("42.", **{key: "Six times seven."}), assistant("48.", **{key: "Six more."})
+    return {"messages": [user("What is 6 * 7?"), answers[0], user("And 6 * 8?"), answers[1]]}
+
+
+OWN_HEADERS = {
+    "gptoss": reasoned("thinking"),
+    "muse_glimmer": reasoned("reasoning_content"),
+    "diffusion_gemma": BY_NAME["tools"].row,
 }
-OWN_HEADERS = {"gptoss": REASONED, "muse_glimmer": REASONED, "diffusion_gemma": BY_NAME["tools"].row}
 
 
 def masked(template: str, row: dict[str, Any]) -> tuple[Any, list[dict[str, list[int]]]]:

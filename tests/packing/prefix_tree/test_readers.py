@@ -33,7 +33,7 @@ from testkit.tokenizers import tokenizer_for_template
 QUESTIONS = ("What makes a day good?", "And a night?", "Which of them is longer, then?")
 
 
-def conversation(*thoughts: str) -> dict[str, Any]:
+def conversation(*thoughts: str, key: str = "reasoning_content") -> dict[str, Any]:
     """Turns whose answers came with these thoughts, which Qwen 3's and gpt-oss' templates strip from the history."""
     turns = zip(QUESTIONS, thoughts, strict=False)
     return {
@@ -42,7 +42,7 @@ def conversation(*thoughts: str) -> dict[str, Any]:
             for question, thought in turns
             for message in (
                 user(question),
-                assistant("So it is.", **({"reasoning_content": thought} if thought else {})),
+                assistant("So it is.", **({key: thought} if thought else {})),
             )
         ]
     }
@@ -82,10 +82,12 @@ def test_documents_of_a_tree_hold_every_label_of_its_rows_once(rows: list[Row]) 
 def test_an_audit_of_trees_says_of_a_split_history_what_one_of_its_rows_says(
     template: str, thoughts: tuple[str, ...]
 ) -> None:
-    made, packed, tokenizer = split_and_packed(template, conversation(*thoughts))
+    # transformers 5.16 shows a template reasoning under the name alone that it was given.
+    row = conversation(*thoughts, key="thinking" if template == "gptoss" else "reasoning_content")
+    made, packed, tokenizer = split_and_packed(template, row)
     alone, together = check_masks(made, tokenizer), check_masks(packed, tokenizer)
     assert {c: f.count for c, f in together.failures.items()} == {c: f.count for c, f in alone.failures.items()}
-    assert template == "gptoss" or together.ok  # the header between its channels is taken for one of another turn
+    assert together.ok
     assert together.supervised_tokens == alone.supervised_tokens
     assert together.stop_tokens == alone.stop_tokens
     assert len(packed["input_ids"][0]) < alone.tokens
