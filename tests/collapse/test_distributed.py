@@ -18,6 +18,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
+from testkit.ranks import leave_process_group
 from testkit.watched_runs import OPTIONS, PROMPTS, added_records, byte_tokenizer, fake_embedder, rows, tiny_model, train
 from sft_plugins.collapse.probe import probe
 from sft_plugins.collapse.callback import ModeCollapseCallback
@@ -46,6 +47,7 @@ if __name__ == "__main__":
     rank = trainer.args.process_index
     found = {"records": added_records(trainer), "steps": trainer.state.global_step, "world": trainer.args.world_size}
     (out / f"rank{rank}.json").write_text(json.dumps(found))
+    leave_process_group()
 """
 
 

@@ -22,6 +22,8 @@ import torch.distributed
 import torch.nn.functional as F
 from worker_script import is_sharded, shard_on_the_cpu
 
+from testkit.ranks import leave_process_group
+
 Document = tuple[list[int], list[int]]
 """Ids and labels."""
 
@@ -155,7 +157,7 @@ def main() -> None:
         mesh_on_the_cpu()
     sys.argv = sys.argv[:1]  # Axolotl's commands parse what is left
     load_on_the_cpu()
-    # Axolotl takes the process group down after a run; the next run needs it.
+    # Axolotl takes the process group down after a run; the next run needs it, and `leave_process_group` is not misled.
     torch.distributed.destroy_process_group = lambda *args, **kwargs: None
     found: dict[str, Any] = {}
     for name, path in plan:
@@ -171,3 +173,4 @@ def main() -> None:
 # Axolotl saves prepared rows from a pool of spawned processes.
 if __name__ == "__main__":
     main()
+    leave_process_group()

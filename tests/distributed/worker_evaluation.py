@@ -20,6 +20,7 @@ from worker_trl import arguments, documents, documents_of, masked, packed, token
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator
 from sft_plugins.integrations.trl import sft_arguments
 from sft_plugins.packing import even_rows
+from testkit.ranks import leave_process_group
 from testkit.tiny_models import build
 
 COUNT = 80
@@ -76,3 +77,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave_process_group()

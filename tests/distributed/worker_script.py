@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from testkit.ranks import leave_process_group
+
 
 def shard_on_the_cpu() -> None:
     from accelerate import PartialState
@@ -81,3 +83,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

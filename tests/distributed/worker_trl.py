@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from sft_plugins import BlockDiagonalPackingCollator, StrictPromptMaskingCollator, isolate, pack_dataset, pack_stream
 from sft_plugins.integrations.trl import check_trainer, sft_arguments
 from sft_plugins.packing import RowCost, check_dealing, deal_rows, even_rows
+from testkit.ranks import leave_process_group
 from testkit.tiny_models import VOCAB, build
 
 GLOBAL_BATCH = 4
@@ -237,3 +238,4 @@ def runs(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     (target / f"rank{os.environ['RANK']}.json").write_text(json.dumps(runs(target / "out")))
+    leave_process_group()
