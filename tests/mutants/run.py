@@ -2,6 +2,7 @@
 
     make mutants                                   goes on where it stopped, up to 300 faults
     make mutants ARGS="--count 40 packing"         … of one package
+    make mutants ARGS="--part 1/2"                 every other one; 2/2 beside it, where there are two cores
     make mutants ARGS="--again"                    what survived before, once more (after new tests)
     make mutants ARGS="--list packing/plan"        the faults that would be drawn, without a run
     make mutants ARGS="--page"                     writes docs/testing.md; results of lines that are gone go
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=19)
     parser.add_argument("--limit", type=float, default=600, help="seconds for one fault")
+    parser.add_argument("--part", default="1/1", help="2/3: the second of three equal parts, one for each process")
     parser.add_argument("--again", action="store_true", help="what survived, once more")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--page", action="store_true")
@@ -115,6 +117,8 @@ def main() -> None:
         write(ROOT, kept)
         return
     order = spread(drawn(options.seed, options.paths), options.count)
+    part, parts = map(int, options.part.split("/"))
+    order = order[part - 1 :: parts]
     known = {} if options.list else results()
     waiting = [fault for fault in order if _is_due(known.get(fault.identity), fault.path, again=options.again)]
     print(f"{len(order)} faults drawn, {len(waiting)} to plant", flush=True)
