@@ -23,6 +23,7 @@ from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
 from sft_plugins.masking.encoding.fast import EncoderDiffersError
+from sft_plugins.masking.encoding.garbage import no_search_for_cycles
 from sft_plugins.masking.examples.columns import Reading, unread_switches
 from sft_plugins.masking.examples.formats import Conversation, TextPair, parse_example
 from sft_plugins.masking.examples.messages import unread_keys
@@ -182,10 +183,11 @@ class PromptMasker:
         Raises:
             EncoderDiffersError: batches before this one may hold other ids than the tokenizer's; see `encoding/fast.py`.
         """
-        plans = [self._plan(example) for example in examples]
-        ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
-        made = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
-        return [self._fitted(outcome) for outcome in self._checked(made)]
+        with no_search_for_cycles():
+            plans = [self._plan(example) for example in examples]
+            ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
+            made = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
+            return [self._fitted(outcome) for outcome in self._checked(made)]
 
     @property
     def notes(self) -> list[str]:

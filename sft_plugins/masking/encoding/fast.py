@@ -1,7 +1,8 @@
 """A quicker encoder for the same ids: `fastokens`, where it is installed, and only while it equals the tokenizer's own.
 
 first texts     the tokenizer itself; building the quick one takes as long as encoding about a megabyte
-then            both, on characters of every script and on the texts at hand: all ids equal, or it is never used
+then            both, on characters of every script (once for a tokenizer) and on the first of the texts at hand: all ids
+                equal, or it is never used
 from there on   the quick one, and one text in 64 by both; one that differs raises `EncoderDiffersError`
 """
 
@@ -11,12 +12,13 @@ import functools
 import importlib.util
 import unicodedata
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 
 _EVERY = 64
+_COMPARED = 1 << 16  # characters of the data that both encode before the quick one is taken into use
 _FEW = 8  # texts: those of a single row, a prompt, or a probe of ours go to the tokenizer itself
 _CHARACTERS_PER_TOKEN = 20  # of the vocabulary: as much text takes as long as building does
 _WORDS = (
@@ -38,11 +40,11 @@ class BatchEncoder:
     """
 
     def __init__(self, backend: Any, size: int, special: list[str]) -> None:
-        self._backend, self._special = backend, special
+        self._backend, self.special = backend, special
         # Where one has been built in this process, the next masker has not to wait for text that is worth it.
         worth = 0 if _build.cache_info().currsize else size * _CHARACTERS_PER_TOKEN
         self._waits_for = worth if installed() else None
-        self._quick: Any = None
+        self._quick: QuickEncoder | None = None
         self._encoded = 0
         self.against: str | None = None
 
@@ -53,14 +55,15 @@ class BatchEncoder:
         if len(texts) <= _FEW:
             return self.own(texts)
         if self._quick is not None:
-            return self._by_both(texts)
-        own = self.own(texts)
+            return self._by_both(texts, self._quick)
         if self._waits_for is not None:
             self._waits_for -= sum(map(len, texts))
             if self._waits_for < 0:
                 self._waits_for = None
-                self._try(texts, own)
-        return own
+                self._quick = self._tried(_first(texts))
+                if self._quick is not None:
+                    return self._by_both(texts, self._quick)
+        return self.own(texts)
 
     def own(self, texts: list[str]) -> list[list[int]]:
         """By the tokenizer itself."""
@@ -70,24 +73,18 @@ class BatchEncoder:
         """Never use the quick encoder, or no longer."""
         self._quick, self._waits_for, self.against = None, None, why
 
-    def _try(self, texts: list[str], own: list[list[int]]) -> None:
-        """Take the quick encoder into use if it gives the same ids for probes and for `texts`."""
+    def _tried(self, texts: list[str]) -> QuickEncoder | None:
+        """The quick encoder, if it gives the same ids for probes and for `texts`."""
         try:
             quick = build(self._backend.to_str())
-            probes = [*probe_texts(self._special)]
-            got = [*_ids(quick, probes), *_ids(quick, texts)]
+            self.against = quick.differs_on_probes(self) or quick.differs_on(texts, self) or None
         except Exception as error:  # a native library; what it does not support it refuses in its own words
             self.against = f"it does not take this tokenizer ({str(error)[:100]})"
-            return
-        expected = [*self.own(probes), *own]
-        differing = next((text for text, a, b in zip([*probes, *texts], got, expected, strict=True) if a != b), None)
-        if differing is not None:
-            self.against = f"it gives other ids for {differing[:40]!r}"
-            return
-        self._quick = quick
+            return None
+        return None if self.against else quick
 
-    def _by_both(self, texts: list[str]) -> list[list[int]]:
-        ids = _ids(self._quick, texts)
+    def _by_both(self, texts: list[str], quick: QuickEncoder) -> list[list[int]]:
+        ids = quick.encode(texts)
         sample = range(-self._encoded % _EVERY, len(texts), _EVERY)
         self._encoded += len(texts)
         for i, own in zip(sample, self.own([texts[i] for i in sample]), strict=True):
@@ -100,16 +97,51 @@ def installed() -> bool:
     return importlib.util.find_spec("fastokens") is not None
 
 
-def build(definition: str) -> Any:
+class QuickEncoder:
+    """An encoder of fastokens', and what is known of it."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        self._on_probes: str | None = None
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        flat, offsets = self._encoder.encode_batch_flat(texts, add_special_tokens=False)
+        tokens = np.frombuffer(flat, np.uint32).tolist()
+        bounds = np.frombuffer(offsets, np.uint64).tolist()
+        return [tokens[start:end] for start, end in pairwise(bounds)]
+
+    def differs_on(self, texts: list[str], own: BatchEncoder) -> str:
+        """The first of `texts` for which it gives other ids than the tokenizer itself, in words; empty if none."""
+        for text, a, b in zip(texts, self.encode(texts), own.own(texts), strict=True):
+            if a != b:
+                return f"it gives other ids for {text[:40]!r}"
+        return ""
+
+    def differs_on_probes(self, own: BatchEncoder) -> str:
+        """… and of `probe_texts`, looked at once."""
+        if self._on_probes is None:
+            self._on_probes = self.differs_on([*probe_texts(own.special)], own)
+        return self._on_probes
+
+
+def build(definition: str) -> QuickEncoder:
     """The quick encoder of a `tokenizer.json`."""
     return _build(definition)
 
 
 @functools.lru_cache(maxsize=2)
-def _build(definition: str) -> Any:
+def _build(definition: str) -> QuickEncoder:
     import fastokens
 
-    return fastokens.Tokenizer.from_json_str(definition)
+    return QuickEncoder(fastokens.Tokenizer.from_json_str(definition))
+
+
+def _first(texts: list[str]) -> list[str]:
+    """As many of `texts` as `_COMPARED` characters reach into."""
+    ends = accumulate(map(len, texts), initial=0)
+    return [text for text, before in zip(texts, ends, strict=False) if before < _COMPARED]
 
 
 def probe_texts(special: list[str]) -> Iterator[str]:
@@ -124,12 +156,3 @@ def probe_texts(special: list[str]) -> Iterator[str]:
             known = [one for one in characters if unicodedata.category(one) != "Cn"]
             if known:
                 yield "".join(known) + " " + " ".join(known[::3])
-
-
-def _ids(quick: Any, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    flat, offsets = quick.encode_batch_flat(texts, add_special_tokens=False)
-    tokens = np.frombuffer(flat, np.uint32).tolist()
-    bounds = np.frombuffer(offsets, np.uint64).tolist()
-    return [tokens[start:end] for start, end in pairwise(bounds)]

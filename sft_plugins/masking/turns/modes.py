@@ -207,7 +207,10 @@ def choose_mode(texts: ModeTexts, modes: tuple[Mode, ...], index: int) -> Choice
             if not reasoned or _holds_reasoning(texts, mode, index, choice.response):
                 found.append(choice)
     if len(found) > 1:
-        found.sort(key=lambda one: (thought_at_end(one.prompt) == wrong, -texts.header(one.mode, index)))
+        # Where the modes differ in their tails alone, their prompts are as much longer as their headers are.
+        alike = all(one.mode.end_only for one in found)
+        header = {one.mode.name: len(one.prompt) if alike else texts.header(one.mode, index) for one in found}
+        found.sort(key=lambda one: (thought_at_end(one.prompt) == wrong, -header[one.mode.name]))
     if found:
         return found[0]
     rendered.sort(key=lambda one: thought_at_end(one[1].prompt) == wrong)

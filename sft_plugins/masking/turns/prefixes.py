@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
-from jinja2.environment import Environment, Template
-from transformers.utils import chat_template_utils
+from jinja2.environment import Template
+
+from sft_plugins.masking.turns.quick import aliased, quick_environment
 
 _MARK = "__sft_plugins_end_of_message__"
 _ALL = 1 << 62
-_OF_DICT = frozenset(dir(dict))
 
 
 class Prefixes(NamedTuple):
@@ -46,7 +46,7 @@ class WatchedTemplate:
         self._template: Template | None = None
         self._tail_names: list[str] | None = None
         try:
-            environment = _quick(chat_template_utils._compile_jinja_template(source).environment)
+            environment = quick_environment(source)
         except TemplateError:  # named when the row is rendered plainly
             return
         tree = environment.parse(source)
@@ -78,9 +78,7 @@ class WatchedTemplate:
         """The renderings of all `messages[:j]` for which one rendering proves them; None where it proves none."""
         if self._template is None:
             return None
-        # transformers ≥ 5.20 shows templates a message's reasoning under every name in use.
-        alias = getattr(chat_template_utils, "_alias_reasoning_fields", None)
-        watch = _Watch(alias(messages) if alias else messages)
+        watch = _Watch(aliased(messages))
         context = self._template.new_context(
             {**variables, "messages": _Watched(watch, 0), "add_generation_prompt": False, _MARK: _EndOfMessage(watch)}
         )
@@ -99,23 +97,6 @@ class WatchedTemplate:
         texts[len(messages)] = text
         names = self._tail_names
         return Prefixes(texts, None if names is None else repr([(name, variables.get(name)) for name in names]))
-
-
-def _quick(environment: Environment) -> Environment:
-    """A copy of `environment` that looks `message.role` up at once, where a dictionary has no attribute of that name.
-
-    The sandbox asks for the attribute first, and for the key once Python has failed to find one: the same value, later.
-    """
-
-    class Quick(type(environment)):  # type: ignore[misc]
-        def getattr(self, obj: Any, attribute: str) -> Any:
-            if type(obj) is dict and attribute in obj and attribute not in _OF_DICT:
-                return obj[attribute]
-            return super().getattr(obj, attribute)
-
-    quick = environment.overlay()
-    quick.__class__ = Quick
-    return quick
 
 
 class _EndOfMessage:

@@ -3,7 +3,8 @@
     prompt_k = render(messages[:k], add_generation_prompt=True)        full_k = render(messages[:k + 1])
 
 Done plainly that renders a conversation of n turns 2n times. `prefixes.py` proves, conversation by conversation, for which
-prefixes one rendering gives them all; the others are rendered plainly. The results are the same strings.
+prefixes one rendering gives them all; the others are rendered one by one, as `quick.py` does it. The results are the same
+strings.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
 from sft_plugins.masking.turns.prefixes import WatchedTemplate
-
-_EVERY = 64  # renderings; of one in so many the shortcut's prompt is held to the plain one
+from sft_plugins.masking.turns.quick import EVERY, TAKEN, QuickTemplate, has_plain_way
 
 
 class TurnText(NamedTuple):
@@ -60,6 +60,8 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._watched: dict[str, WatchedTemplate] = {}
+        self._quick: dict[str, QuickTemplate | None] = {}  # None: found to write something else
+        self._may_be_quick = has_plain_way(tokenizer)
         self._tails: dict[tuple[str, str | None], str | None] = {}
         self._rendered = 0
 
@@ -92,6 +94,38 @@ class ChatRenderer:
 
     def render(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str:
         """`apply_chat_template(tokenize=False)`; whatever the template raises comes back with its context."""
+        quick = self._quickly(messages, conversation, generation_prompt=generation_prompt)
+        return self._plainly(messages, conversation, generation_prompt=generation_prompt) if quick is None else quick
+
+    def _quickly(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str | None:
+        kwargs, tools = conversation.template_kwargs, conversation.tools
+        if (
+            not self._may_be_quick
+            or not TAKEN.isdisjoint(kwargs)
+            or not all(isinstance(tool, dict) for tool in tools or ())
+        ):
+            return None
+        source = self.template_source(tools)
+        if source not in self._quick:
+            self._quick[source] = QuickTemplate(source)
+        template = self._quick[source]
+        if template is None:
+            return None
+        variables = {**self._variables(conversation), "add_generation_prompt": generation_prompt}
+        found = template.render(messages, variables)
+        if found is None or template.renderings % EVERY != 1:
+            return found
+        plain = self._plainly(messages, conversation, generation_prompt=generation_prompt)
+        if found != plain:
+            self._quick[source] = None
+        return plain
+
+    def _variables(self, conversation: Conversation) -> dict[str, Any]:
+        """What a template can look up besides the messages."""
+        special = self.tokenizer.special_tokens_map
+        return {"documents": None, **special, **conversation.template_kwargs, "tools": conversation.tools}
+
+    def _plainly(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
@@ -114,19 +148,20 @@ class ChatRenderer:
         """Texts of the supervised turns at `indices` (ascending). `shortcut=False` renders every prefix plainly."""
         messages = conversation.messages
         last = indices[-1]
+        render = self.render if shortcut else self._plainly
         found = self._shortcut(conversation, last) if shortcut else None
         texts, tail = found or ({}, "")
-        prompts = {} if found else {last: self.render(messages[:last], conversation, generation_prompt=True)}
+        prompts = {} if found else {last: render(messages[:last], conversation, generation_prompt=True)}
 
         def prompt(k: int) -> str:
             if k in texts:
                 return texts[k] + tail
-            return prompts.get(k) or self.render(messages[:k], conversation, generation_prompt=True)
+            return prompts.get(k) or render(messages[:k], conversation, generation_prompt=True)
 
         def full(k: int) -> str:
             if k + 1 in texts:
                 return texts[k + 1]
-            return self.render(messages[: k + 1], conversation, generation_prompt=False)
+            return render(messages[: k + 1], conversation, generation_prompt=False)
 
         return [TurnText(k, prompt(k), full(k)) for k in indices]
 
@@ -135,22 +170,16 @@ class ChatRenderer:
         source = self.template_source(conversation.tools)
         if source not in self._watched:
             self._watched[source] = WatchedTemplate(source)
-        variables = {
-            "documents": None,
-            **self.tokenizer.special_tokens_map,
-            **conversation.template_kwargs,
-            "tools": conversation.tools,
-        }
-        found = self._watched[source].prefixes(conversation.messages[: last + 1], variables)
+        found = self._watched[source].prefixes(conversation.messages[: last + 1], self._variables(conversation))
         if found is None or last not in found.texts:
             return None
         self._rendered += 1
         history, key = found.texts[last], (source, found.tail_key)
-        tail = self._tails.get(key) if found.tail_key is not None and self._rendered % _EVERY else None
+        tail = self._tails.get(key) if found.tail_key is not None and self._rendered % EVERY else None
         if tail is None:
             # A row in a while is looked at plainly all the same, and each for whose tail nothing vouches.
-            prompt = self.render(conversation.messages[:last], conversation, generation_prompt=True)
-            full = self.render(conversation.messages[: last + 1], conversation, generation_prompt=False)
+            prompt = self._plainly(conversation.messages[:last], conversation, generation_prompt=True)
+            full = self._plainly(conversation.messages[: last + 1], conversation, generation_prompt=False)
             if not prompt.startswith(history) or full != found.texts[last + 1]:
                 return None
             tail = prompt[len(history) :]

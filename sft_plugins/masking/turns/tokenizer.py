@@ -149,12 +149,11 @@ class TextTokenizer:
         match = self._added_pattern.match(text) if self._added_pattern else None
         return match is not None and match.group() in self._safe
 
-    def last_safe_joint(self, text: str) -> int | None:
-        """Where the last piece of `text` that may be tokenised on its own begins; None if there is no such place."""
+    def safe_joints(self, text: str) -> list[int]:
+        """Where pieces of `text` begin that may be tokenised on their own."""
         if self._added_pattern is None:
-            return None
-        starts = [match.start() for match in self._added_pattern.finditer(text) if match.group() in self._safe]
-        return starts[-1] if starts else None
+            return []
+        return [match.start() for match in self._added_pattern.finditer(text) if match.group() in self._safe]
 
     def special_in(self, text: str) -> Iterator[str]:
         """The special tokens that `text` would be tokenised to, in order."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from sft_plugins.errors import MaskingError
@@ -171,6 +171,9 @@ def plan_pair(pair: TextPair, text: TextTokenizer, known: StopTokens, options: M
 #              body        head
 #     tokenised:  body,  head + response        head alone is known: it recurs in every turn
 #
+# Of a conversation that is split into rows, whose prompts begin alike, the bodies are cut wherever they may be, and each of
+# their pieces is tokenised once.
+#
 # If tok(head + response) begins with tok(head), no token straddles the boundary: the prompt's ids are what generation is
 # given, and the rest, which decode to the response, go on from them (the turn is `joined`: as history it tokenises to these
 # ids again). Where it does not, the response is tokenised apart from its prompt, as generation would have to produce it.
@@ -178,17 +181,29 @@ def plan_pair(pair: TextPair, text: TextTokenizer, known: StopTokens, options: M
 
 def encode_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> list[list[TurnIds]]:
     """`TurnIds` of every turn of every plan."""
-    cuts = [[_cut(text, turn) for turn in turns] for turns in plans]
-    wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (cut.body, cut.tail)}
+    cuts = [[_cut(text, turn, split=_is_split(turns)) for turn in turns] for turns in plans]
+    wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (*cut.body, cut.tail)}
     texts = list(wanted)
     encoded = text.encode(texts)
     exact = bool(texts) and text.decode_exactly(texts, encoded)
     ids = dict(zip(texts, encoded, strict=True))
-    return [[_turn_ids(text, cut, ids, exact=exact) for cut in turns] for turns in cuts]
+    prompts = [[_prompt(text, cut, ids) for cut in turns] for turns in cuts]
+    joined = [
+        [_joined(text, cut, prompt, ids, exact=exact) for cut, prompt in zip(*pair, strict=True)]
+        for pair in zip(cuts, prompts, strict=True)
+    ]
+    alone = [
+        cut.response for pair in zip(cuts, joined, strict=True) for cut, one in zip(*pair, strict=True) if one is None
+    ]
+    responses = iter(text.encode_continuations(alone))
+    return [
+        [one or TurnIds(prompt, next(responses), joined=False) for prompt, one in zip(*pair, strict=True)]
+        for pair in zip(prompts, joined, strict=True)
+    ]
 
 
 class _Cut(NamedTuple):
-    body: str
+    body: list[str]  # in pieces, each tokenised by itself
     head: str  # empty where the prompt has no safe joint; then `tail` is the bare response
     response: str
     plain: bool
@@ -198,28 +213,42 @@ class _Cut(NamedTuple):
         return self.head + self.response
 
 
-def _cut(text: TextTokenizer, turn: Turn) -> _Cut:
+def _is_split(turns: list[Turn]) -> bool:
+    return any(turn.added is None for turn in turns[1:])
+
+
+def _cut(text: TextTokenizer, turn: Turn, *, split: bool) -> _Cut:
     prompt = turn.prompt if turn.added is None else turn.added
-    joint = None if turn.plain else text.last_safe_joint(prompt)
-    if joint is None:
-        return _Cut(prompt, "", turn.response, turn.plain)
-    return _Cut(prompt[:joint], prompt[joint:], turn.response, turn.plain)
+    joints = [] if turn.plain else text.safe_joints(prompt)
+    if not joints:
+        return _Cut([prompt], "", turn.response, turn.plain)
+    inner = [joint for joint in joints if joint] if split else joints[-1:]
+    body = [prompt[start:end] for start, end in pairwise([0, *inner])] or [""]
+    return _Cut(body, prompt[joints[-1] :], turn.response, turn.plain)
 
 
-def _turn_ids(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]], *, exact: bool) -> TurnIds:
-    """`exact`: every text of `ids` is known to be what its ids stand for."""
-    prompt = text.encode_prompt(cut.body) if cut.plain else ids[cut.body]
-    if cut.head:
-        head, tail = text.encode_short(cut.head), ids[cut.tail]
-        prompt = prompt + head
-        if tail[: len(head)] == head:
-            response = tail[len(head) :]
-            # What is left of a tail's bytes behind those of its head are the response's.
-            if exact and text.short_is_exact(cut.head):
-                return TurnIds(prompt, response, joined=True, exact=True)
-            if text.goes_on(response, cut.response):
-                return TurnIds(prompt, response, joined=True)
-    return TurnIds(prompt, text.encode_continuations([cut.response])[0], joined=False)
+def _prompt(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> list[int]:
+    if cut.plain:
+        return text.encode_prompt(cut.body[0])
+    pieces = [ids[piece] for piece in cut.body]
+    body = pieces[0] if len(pieces) == 1 else list(chain.from_iterable(pieces))
+    return body + text.encode_short(cut.head) if cut.head else body
+
+
+def _joined(
+    text: TextTokenizer, cut: _Cut, prompt: list[int], ids: dict[str, list[int]], *, exact: bool
+) -> TurnIds | None:
+    """The turn whose response goes on from its head. `exact`: every text of `ids` is known to be what its ids stand for."""
+    if not cut.head:
+        return None
+    head, tail = text.encode_short(cut.head), ids[cut.tail]
+    if tail[: len(head)] != head:
+        return None
+    response = tail[len(head) :]
+    # What is left of a tail's bytes behind those of its head are the response's.
+    if exact and text.short_is_exact(cut.head):
+        return TurnIds(prompt, response, joined=True, exact=True)
+    return TurnIds(prompt, response, joined=True) if text.goes_on(response, cut.response) else None
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

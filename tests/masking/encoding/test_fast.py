@@ -67,7 +67,7 @@ def test_an_encoder_that_gives_other_ids_is_found_told_and_makes_no_row(
     tokenizer = build_tokenizer("qwen")
     rows, notes = plainly(at_once, tokenizer)
     planted = Planted(tokenizer, wrong)
-    at_once.setattr(fast, "build", lambda definition: planted)
+    at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     got, now = masked(tokenizer)
     assert got == rows
     (note,) = [note for note in now if note not in notes]
@@ -79,9 +79,9 @@ def test_an_encoder_that_gives_other_ids_is_found_told_and_makes_no_row(
 def test_rows_without_a_fault_come_from_the_quick_encoder(at_once: pytest.MonkeyPatch) -> None:
     tokenizer = build_tokenizer("qwen")
     planted = Planted(tokenizer, lambda text: False)
-    at_once.setattr(fast, "build", lambda definition: planted)
+    at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     assert masked(tokenizer) == plainly(at_once, tokenizer)
-    assert planted.calls == 4  # the probes, the first batch again, and two batches
+    assert planted.calls == 5  # the probes, the first texts, and three batches
 
 
 def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
@@ -90,7 +90,7 @@ def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
     caplog.set_level("WARNING", "sft_plugins")
     tokenizer = build_tokenizer("qwen")
     planted = Planted(tokenizer, lambda text: any(f"Question {i}?" in text for i in range(300, 600)))
-    at_once.setattr(fast, "build", lambda definition: planted)
+    at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     masker = PromptMasker(tokenizer)
     made = [
         row.input_ids
@@ -99,7 +99,7 @@ def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
         for row in one.rows
     ]
     assert made == [row["input_ids"] for row in plainly(at_once, tokenizer)[0]]
-    assert planted.calls == 3
+    assert planted.calls == 4  # the probes, the first texts, and two batches
     assert "not used any more" in caplog.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,9 @@ def test_texts_may_be_cut_at_every_safe_joint(kind: str, number: int, left: str,
     text = tricky(kind, number)
     if text.is_safe_joint(right):
         assert ids_of(text, left + right) == ids_of(text, left) + ids_of(text, right)
-    joint = text.last_safe_joint(left + right)
-    if joint is not None:
-        whole = left + right
-        assert ids_of(text, whole) == ids_of(text, whole[:joint]) + ids_of(text, whole[joint:])
+    whole = left + right
+    pieces = pairwise([0, *text.safe_joints(whole), len(whole)])
+    assert ids_of(text, whole) == [token for start, end in pieces for token in ids_of(text, whole[start:end])]
 
 
 @quiet(max_examples=150)
@@ -111,8 +111,8 @@ def test_which_joints_are_safe() -> None:
     assert not text.is_safe_joint(" <|im_start|>")
     assert not text.is_safe_joint("user")
     assert not text.is_safe_joint("")
-    assert text.last_safe_joint("a<|im_end|>\n<|im_start|>b") == len("a<|im_end|>\n")
-    assert text.last_safe_joint("plain") is None
+    assert text.safe_joints("a<|im_end|>\n<|im_start|>b") == [1, len("a<|im_end|>\n")]
+    assert text.safe_joints("plain") == []
     assert not TextTokenizer(build_tokenizer("sp-bpe-slow")).is_safe_joint("<|im_start|>")  # slow: nothing is known
 
 
