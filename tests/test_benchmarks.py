@@ -185,6 +185,7 @@ SMALL = {
     "callback": ["--device", "cpu", "--layers", "1", "--steps", "2"],
     "collation": ["--documents", "4", "--epoch", "20", "--epochs", "1"],
     "detector_power": ["--runs", "5"],
+    "folding": ["--n", "2000", "--repeats", "1"],
     "forward_inputs": ["--examples", "20"],
     "interval_coverage": ["--runs", "2"],
     "kernels": ["--device", "cpu", "--rows", "256", "--repeats", "1"],

@@ -104,7 +104,7 @@ class TokenColumn:
     def first(self) -> Ints:
         """First integer of every document; all documents hold at least one."""
         out = np.empty(len(self.start), np.int64)
-        for values, part in self._by_chunk(np.arange(len(self.start))):
+        for values, part in self.by_chunk(np.arange(len(self.start))):
             out[part] = values[self.start[part]]
         return out
 
@@ -115,7 +115,7 @@ class TokenColumn:
         def count(values: Ints, part: Ints) -> None:
             out[part] = compiled(_count_unlike)(values, self.start[part], lengths[part], value)
 
-        self._in_threads(count, np.arange(len(self.start)))
+        self.in_threads(count, np.arange(len(self.start)))
         return out
 
     def gather(self, documents: Ints, lengths: Ints, begins: Ints | None = None) -> Ints:
@@ -131,31 +131,31 @@ class TokenColumn:
         def copy(values: Ints, part: Ints) -> None:
             compiled(_copy)(values, starts[part], lengths[part], targets[part], out)
 
-        self._in_threads(copy, documents)
+        self.in_threads(copy, documents)
         return out
 
-    def _in_threads(self, work: Callable[[Ints, Ints], None], documents: Ints) -> None:
+    def in_threads(self, work: Callable[[Ints, Ints], None], documents: Ints) -> None:
         """`work(values, part)` until every position in `documents` was in one `part`; the loops run without the GIL."""
         if len(documents) < _FEW:  # threads would cost more than they do
-            for values, part in self._by_chunk(documents):
+            for values, part in self.by_chunk(documents):
                 work(values, part)
             return
         with ThreadPoolExecutor(THREADS) as threads:
             jobs = [
                 threads.submit(work, values, share)
-                for values, part in self._by_chunk(documents)
+                for values, part in self.by_chunk(documents)
                 for share in np.array_split(part, THREADS)
             ]
         for job in jobs:
             job.result()
 
-    def _by_chunk(self, documents: Ints) -> Iterator[tuple[Ints, Ints]]:
+    def by_chunk(self, documents: Ints) -> Iterator[tuple[Ints, Ints]]:
         """Every chunk that holds some of `documents`, and which of them (positions in `documents`)."""
         chunks = self.chunk[documents]
         order = np.argsort(chunks, kind="stable")
-        numbers, starts = np.unique(chunks[order], return_index=True)
-        for number, part in zip(numbers, np.split(order, starts[1:]), strict=True):
-            yield self.values[number], part
+        for part in np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1):
+            if len(part):
+                yield self.values[chunks[part[0]]], part
 
 
 def _check_type(name: str, kind: pa.DataType, booleans: bool) -> None:

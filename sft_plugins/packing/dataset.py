@@ -111,9 +111,9 @@ def pack_dataset(
     options: tuple[Any, ...] = (policies.capacity, overflow, unsupervised, extra_columns, seed)
     prefixes = None
     if share_prefixes:
-        forest = fold(
-            columns.ids.some(admitted.rows), columns.labels.some(admitted.rows), admitted.lengths, policies.capacity
-        )
+        every = len(admitted.rows) == len(columns.ids.length)
+        ids, labels = (column if every else column.some(admitted.rows) for column in (columns.ids, columns.labels))
+        forest = fold(ids, labels, admitted.lengths, policies.capacity)
         prefixes = PrefixReport.of(forest, admitted.lengths)
         features = Features(features | {name: List(Value("int32")) for name in TREE_COLUMNS})
         options += ("share_prefixes",)

@@ -15,7 +15,8 @@ import numpy as np
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.packing.arrow import Ints, TokenColumn
 from sft_plugins.packing.compiled import compiled
-from sft_plugins.packing.prefix_tree.order import hash_beginnings, sort_rows
+from sft_plugins.packing.prefix_tree.beginnings import may_share
+from sft_plugins.packing.prefix_tree.order import sort_rows
 from sft_plugins.packing.prefix_tree.share import share_rows
 
 LEAST = 16
@@ -60,8 +61,10 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
 
     Time is that of reading each shared token two or three times and of sorting; memory that of a few numbers per row.
     """
+    order = may_share(ids, lengths, least)
+    if not len(order):
+        return _apart(lengths)
     ids_in, labels_in = _Readable.of(ids), _Readable.of(labels)
-    order = _may_share(ids_in, lengths, least)
     alone = np.setdiff1d(np.arange(len(lengths)), order, assume_unique=True)
     compiled(sort_rows)(ids_in.values, ids_in.chunk, ids_in.start, lengths, order)
     rows, depths, parents, trees, tokens, in_tree, *added, cut = compiled(share_rows)(
@@ -98,15 +101,21 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
     )
 
 
-def _may_share(ids: _Readable, lengths: Ints, least: int) -> Ints:
-    """Rows that some other row begins like, as far as the first fork that is taken; a cheap look at few tokens of each."""
-    every = np.arange(len(lengths), dtype=np.int64)
-    if lengths.min() <= least:  # one so short may be the whole beginning of another
-        return every
-    found = compiled(hash_beginnings)(ids.values, ids.chunk, ids.start, least + 1)
-    in_order = np.sort(found)
-    twice = in_order[1:][in_order[1:] == in_order[:-1]]
-    return every[np.isin(found, twice)] if len(twice) else every[:0]
+def _apart(lengths: Ints) -> Forest:
+    """Each row a tree of its own."""
+    every, nothing = np.arange(len(lengths) + 1), np.zeros(len(lengths), np.int64)
+    return Forest(
+        rows=every[:-1],
+        depths=nothing,
+        lengths=lengths,
+        parents=nothing - 1,
+        offsets=every,
+        tokens=lengths,
+        in_tree=every[:-1],
+        added=np.empty((0, 3), np.int64),
+        cuts=0,
+        repeated=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -61,15 +61,3 @@ def sort_rows(values: Sequence[Ints], chunk: Ints, start: Ints, length: Ints, or
                     low[waiting], high[waiting], deep[waiting] = begin, k, depth + 1
                     waiting += 1
                 begin = k
-
-
-def hash_beginnings(values: Sequence[Ints], chunk: Ints, start: Ints, tokens: int) -> Ints:
-    """`[n]`: of each row a number of its first `tokens`; all rows have as many. Equal beginnings have equal numbers."""
-    out = np.empty(len(start), np.uint64)
-    for row in range(len(start)):
-        column, begin = values[chunk[row]], start[row]
-        mixed = np.uint64(1469598103934665603)
-        for q in range(tokens):
-            mixed = (mixed ^ np.uint64(column[begin + q])) * np.uint64(1099511628211)
-        out[row] = mixed
-    return out

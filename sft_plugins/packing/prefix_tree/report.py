@@ -87,5 +87,5 @@ class PrefixReport:
 
 
 def _pairs(lengths: Ints) -> int:
-    wide = lengths.astype(np.int64)
-    return int(np.sum(wide * (wide + 1)) // 2)
+    wide = lengths.astype(np.int64, copy=False)
+    return (int(wide @ wide) + int(wide.sum())) // 2

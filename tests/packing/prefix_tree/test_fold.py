@@ -120,7 +120,7 @@ def test_a_look_at_beginnings_leaves_out_no_row_that_shares(rows: list[Row], lea
     """The cheap look decides who is folded at all: with it the trees are those of a fold of every row."""
     looked, _ = folded(rows, least=least)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "_may_share", lambda ids, lengths, least: np.arange(len(lengths)))
+        patched.setattr(module, "may_share", lambda ids, lengths, least: np.arange(len(lengths)))
         every, _ = folded(rows, least=least)
     assert sorted(looked.tokens.tolist()) == sorted(every.tokens.tolist())
     assert (looked.cuts, len(looked.rows), looked.shared) == (every.cuts, len(every.rows), every.shared)
