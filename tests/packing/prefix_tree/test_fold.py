@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_plugins.packing.arrow import TokenColumn
+from sft_plugins.packing.prefix_tree import beginnings
 from sft_plugins.packing.prefix_tree import fold as module
 from sft_plugins.packing.prefix_tree.fold import Forest, fold
 from sft_plugins.packing.prefix_tree.order import sort_rows
@@ -130,6 +133,41 @@ def test_a_look_at_beginnings_leaves_out_no_row_that_shares(rows: list[Row], lea
     assert len(apart.tokens) == len(every.tokens) + 20
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=20),
+    *(st.integers(1, most) for most in (7, 3, 4)),
+)
+def test_the_look_keeps_the_rows_that_another_begins_like_and_no_others(
+    ids: list[list[int]], longest: int, chunks: int, least: int
+) -> None:
+    column, _ = columns([(row, row) for row in ids], chunks)
+    cut = [row[:longest] for row in ids]
+    ends = [min(len(row), least + 1) for row in cut]  # what must be equal, and is all of a row that is as short
+
+    def alike(i: int, j: int) -> bool:
+        end = min(ends[i], ends[j])
+        return i != j and cut[i][:end] == cut[j][:end]
+
+    expected = [i for i in range(len(ids)) if any(alike(i, j) for j in range(len(ids)))]
+    assert beginnings.may_share(column, np.array([*map(len, cut)]), least).tolist() == expected
+
+
+def test_one_short_row_puts_no_other_through_the_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    compile_ = module.compiled
+
+    def watched(function: Any) -> Any:
+        return lambda *arguments: seen.append(len(arguments[4])) or compile_(function)(*arguments)
+
+    monkeypatch.setattr(module, "compiled", watched)
+    rows = [([number] * 30, [-100, *[number] * 29]) for number in range(3, 40)]
+    folded([*rows, ([90, 91], [-100, 91])], least=16)
+    assert seen == []
+    folded([*rows, ([7, 7], [-100, -100])], least=16)
+    assert seen[0] == 2  # the short row, and the one that it begins
+
+
 def test_forks_that_share_little_are_not_taken() -> None:
     rows = [([1, 2, 3, number], [-100, -100, -100, number]) for number in (7, 8)]
     assert len(folded(rows, least=2)[0].tokens) == 1
@@ -145,7 +183,9 @@ def test_plain_python_and_numba_fold_alike(monkeypatch: pytest.MonkeyPatch) -> N
         rows.append((ids, [-100, *(t if rng.random() < 0.3 else -100 for t in ids[1:])]))
     fast = folded(rows, 40)
 
-    monkeypatch.setattr(module, "compiled", lambda function: function)
-    slow = folded(rows, 40)
+    for compiling in (module, beginnings):
+        monkeypatch.setattr(compiling, "compiled", lambda function: function)
+    with np.errstate(over="ignore"):  # hashes wrap
+        slow = folded(rows, 40)
     assert slow[1] == fast[1]
     assert slow[0].cuts == fast[0].cuts > 0

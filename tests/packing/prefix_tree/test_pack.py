@@ -90,20 +90,27 @@ def test_another_seed_packs_the_same_trees_anew() -> None:
     assert one.report == two.report
 
 
-def test_it_is_off_by_default_and_rows_that_share_nothing_are_packed_as_ever() -> None:
+def test_it_is_off_by_default() -> None:
     plain, report = pack_dataset(dataset_of(ROWS), 64)
     assert "seq_parents" not in plain.column_names
     assert report.prefixes is None
-    apart = [
-        ([100 * i + t for t in ids], [la if la < 0 else 100 * i + la for la in labels])
-        for i, (ids, labels) in enumerate(ROWS)
-    ]
-    shared = pack_dataset(dataset_of(apart), 64, share_prefixes=True).dataset
-    assert (
-        shared.select_columns(plain.column_names)["input_ids"][:]
-        == pack_dataset(dataset_of(apart), 64).dataset["input_ids"][:]
-    )
-    assert all(set(parents) == {-1} for parents in shared["seq_parents"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=60), st.integers(40, 80), st.integers(0, 2), st.booleans())
+def test_rows_that_share_nothing_are_packed_as_ever(lengths: list[int], capacity: int, seed: int, less: bool) -> None:
+    """Row for row what the option off gives, each document a tree of its own; where rows are dropped before, too."""
+    rows = dataset_of([([100 + i] * n, [-100] * (n - 1) + [100 + i]) for i, n in enumerate(lengths)])
+    options: dict[str, Any] = {"overflow": "drop", "seed": seed}
+    most = max(min(lengths), capacity - 20 if less else capacity)
+    plain, folded = (pack_dataset(rows, most, share_prefixes=share, **options) for share in (False, True))
+    assert folded.dataset.select_columns(plain.dataset.column_names)[:] == plain.dataset[:]
+    assert all(set(parents) == {-1} for parents in folded.dataset["seq_parents"])
+    assert all(set(depths) == {0} for depths in folded.dataset["seq_depths"])
+    assert folded.report.prefixes is not None
+    pairs = sum(n * (n + 1) // 2 for n in lengths if n <= most)
+    assert (folded.report.prefixes.row_pairs, folded.report.prefixes.tree_pairs) == (pairs, pairs)
+    assert (folded.report.prefixes.shared_tokens, folded.report.tokens) == (0, plain.report.tokens)
 
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=2)
