@@ -36,6 +36,14 @@ ARCHITECTURES = [
 
 LOGITS, GRADIENTS = 1e-5, 1e-4
 
+TINY: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+}
+
 
 def documents_of(tiny: Any) -> list[torch.Tensor]:
     return make_documents(LENGTHS, tiny.vocab_size)
@@ -58,14 +66,7 @@ def through_pickle(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def tiny_llama(**changes: Any) -> LlamaForCausalLM:
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 32,
-    }
-    return LlamaForCausalLM(LlamaConfig(**sizes, **changes))  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**TINY, **changes))
 
 
 def zero(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from sft_plugins.errors import ContaminationError, SFTPluginsError
 from sft_plugins.packing.isolation.apply import check_isolation, isolate
-from testkit.isolated import documents_of, tiny_llama, zero
+from testkit.isolated import TINY, documents_of, tiny_llama, zero
 from testkit.isolation_oracle import gap, packed_batch, run_alone, run_packed
 from testkit.tiny_models import build
 
@@ -36,14 +36,7 @@ def on_meta() -> nn.Module:
 
 
 def encoder() -> nn.Module:
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 32,
-    }
-    return BertForMaskedLM(BertConfig(**sizes))  # fmt: skip
+    return BertForMaskedLM(BertConfig(**TINY))
 
 
 def encoder_decoder() -> nn.Module:

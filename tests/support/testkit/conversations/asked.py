@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from testkit.conversations.building import (
     TIME_TOOL,
-    WEATHER_TOOL,
     Conversation,
     assistant,
     call,
@@ -13,6 +12,9 @@ from testkit.conversations.building import (
     tool,
     user,
 )
+from testkit.conversations.forms import FORMS
+
+BY_FORM = {conversation.name: conversation.row for conversation in FORMS}
 
 ASKED: tuple[Conversation, ...] = (
     Conversation(
@@ -110,42 +112,10 @@ ASKED: tuple[Conversation, ...] = (
             "tools": [TIME_TOOL],
         },
     ),
+    Conversation(name="reasoning_to_inline", options={"reasoning": "inline"}, row=BY_FORM["reasoning_content"]),
+    Conversation(name="reasoning_to_drop", options={"reasoning": "drop"}, row=BY_FORM["reasoning_content"]),
     Conversation(
-        name="reasoning_to_inline",
-        options={"reasoning": "inline"},
-        row={
-            "messages": [
-                user("What is 6 * 7?"),
-                assistant("42.", reasoning_content="Six times seven.\nThat is 42."),
-                user("And 6 * 8?"),
-                assistant("48.", reasoning_content="One six more: 48."),
-            ]
-        },
-    ),
-    Conversation(
-        name="reasoning_to_drop",
-        options={"reasoning": "drop"},
-        row={
-            "messages": [
-                user("What is 6 * 7?"),
-                assistant("42.", reasoning_content="Six times seven.\nThat is 42."),
-                user("And 6 * 8?"),
-                assistant("48.", reasoning_content="One six more: 48."),
-            ]
-        },
-    ),
-    Conversation(
-        name="reasoning_with_tools_to_drop",
-        options={"reasoning": "drop"},
-        row={
-            "messages": [
-                user("What is the weather in Paris?"),
-                assistant("", reasoning_content="I should look it up.", tool_calls=[call({"city": "Paris"})]),
-                tool("21 degrees"),
-                assistant("21 degrees.", reasoning_content="The tool says 21."),
-            ],
-            "tools": [WEATHER_TOOL],
-        },
+        name="reasoning_with_tools_to_drop", options={"reasoning": "drop"}, row=BY_FORM["reasoning_with_tools"]
     ),
     Conversation(
         name="markup_after_reasoning",  # a template's next tag and the answer begin with the same character
