@@ -117,14 +117,24 @@ def test_what_is_drawn_is_decided_by_the_seed() -> None:
 # --- which tests ------------------------------------------------------------------------------------------------------
 
 
+def test_tests_that_name_what_holds_the_fault_come_before_others_of_the_folder() -> None:
+    """`_buckets` of a file that no test is called after; a file of `proof/` has its folder's."""
+    from nearest import nearest
+
+    unpack = "sft_plugins/packing/isolation/backends/unpack.py"
+    line = (ROOT / unpack).read_text(encoding="utf-8").partition("def _buckets")[0].count("\n") + 3
+    assert nearest(unpack, ROOT, line)[0] == "tests/packing/isolation/unpack/test_way_back.py"
+    proof = nearest("sft_plugins/packing/isolation/proof/observe.py", ROOT)
+    assert proof[0] == "tests/packing/isolation/test_proof.py"
+
+
 def test_the_nearest_tests_come_first() -> None:
     from nearest import nearest
 
-    tests = nearest("sft_plugins/packing/isolation/probe.py", ROOT)
-    assert tests[0] == "tests/packing/isolation/test_probe.py"
-    room = [test.startswith("tests/packing/isolation/") for test in tests]
-    assert room == sorted(room, reverse=True) or "tests/packing/isolation/isolate/test_backends.py" in tests[:8]
-    assert "tests/packing/test_plan.py" in tests
+    tests = nearest("sft_plugins/packing/isolation/boundaries.py", ROOT)
+    assert tests[0] == "tests/packing/isolation/test_boundaries.py"
+    room = [place for place, test in enumerate(tests) if test.startswith("tests/packing/isolation/")]
+    assert max(room) < tests.index("tests/packing/test_plan.py")
     assert not any(test.startswith(("tests/gpu", "tests/distributed")) for test in tests)
     assert nearest("sft_plugins/_preserve.py", ROOT)[0] == "tests/test_preserve.py"
     assert any(

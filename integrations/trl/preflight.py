@@ -43,7 +43,7 @@ def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan
             remedy="Add --components, or leave the options out.",
         )
     packs = switch(data, "packing")
-    length = data.get("max_length", 1024)
+    no_limit = "max_length" in data and data["max_length"] is None
     plan = Plan(
         host="TRL",
         path=path,
@@ -51,7 +51,7 @@ def read(data: Mapping[str, Any], path: str, overrides: Overrides) -> tuple[Plan
         tokenizer=model,
         attn_implementation=data.get("attn_implementation"),
         entries=tuple(_entries(data, path, overrides)),
-        max_length=None if length is None else int(number(data, "max_length", 1024, path)),
+        max_length=None if no_limit else int(number(data, "max_length", 1024, path)),
         packer=("sft_plugins" if ours else "host") if packs else None,
         isolated=ours,
         packs_evaluation=_evaluates(data) and switch(data, "eval_packing", default=packs),

@@ -81,6 +81,18 @@ def test_forks_lost_to_nan_are_left_out_on_both_sides() -> None:
     assert figures.figures(now, base)["fork_retention"] == pytest.approx(1)
 
 
+def test_the_first_eight_tokens_and_the_first_thirty_two_are_told_apart() -> None:
+    """Two answers of 40 tokens whose entropy is the token's place."""
+    entropy = torch.arange(40.0).repeat(2)
+    stats = TokenStatistics(entropy, torch.ones_like(entropy), torch.ones_like(entropy))
+    look = Look(
+        tier=1, held_out=Judged(stats, torch.arange(2).repeat_interleave(40), torch.arange(40).repeat(2)), frozen=None
+    )
+    assert figures.by_position(look) == list(range(32))
+    found = figures.figures(look, None)
+    assert (found["entropy_first_8"], found["entropy_rest"]) == (sum(range(8)) / 8, sum(range(8, 40)) / 32)
+
+
 @pytest.mark.slow
 def test_fork_sums_of_the_history_give_the_interval_that_was_logged(tmp_path: Path) -> None:
     """`fork_entropy` and `fork_entropy_base` of a record are all it takes to draw the interval again."""

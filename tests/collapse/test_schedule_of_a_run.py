@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.schedule import Schedule, log_spaced
 from testkit import watched_runs
 from testkit.watched_runs import (
@@ -85,6 +87,19 @@ def test_without_budget_every_slot_is_used_and_the_cost_is_printed(
     out = capsys.readouterr().out
     assert "2 probes with answers" in out
     assert "no budget" in out
+
+
+@pytest.mark.parametrize(
+    ("tier", "baseline", "pairs", "looks"),
+    [(1, "auto", rows(3), [1, 1]), (1, None, rows(3), [1, 1]), (1, None, None, []), (2, None, None, [2, 2])],
+)
+def test_a_look_that_only_reads_is_taken_where_there_is_something_to_read(
+    tier: int, baseline: str | None, pairs: Any, looks: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Schedule, "tier", lambda self, step, *, final=False: tier)
+    watch = watcher(tmp_path / "w", every_steps=1, baseline=baseline, eval_pairs=pairs)
+    train(tiny_model(), tmp_path / "a", callbacks=[watch], max_steps=2)
+    assert [r["tier"] for r in read_history(tmp_path / "w" / "history.jsonl") if r["kind"] == "probe"] == looks
 
 
 def test_under_a_tight_budget_only_the_end_is_seen_and_the_cost_is_owned_up_to(

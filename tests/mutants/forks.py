@@ -59,7 +59,7 @@ class Tests:
 
         `cut` says of a survivor that its tests were not all run: the limit came first.
         """
-        tests = nearest(fault.path, self.copy)
+        tests = nearest(fault.path, self.copy, fault.line)
         target = self.copy / fault.path
         source = target.read_text(encoding="utf-8")
         while True:

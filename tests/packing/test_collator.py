@@ -75,6 +75,16 @@ def test_padding_leaves_the_documents_as_they_are() -> None:
         torch.testing.assert_close(MODEL(**padded).loss, MODEL(**plain).loss)
 
 
+def test_branches_of_several_rows_hang_on_documents_of_their_own_row() -> None:
+    """Two documents under the first, then a document without branches, then the same tree again."""
+    tree = {**row([5, 6, 2, 2, 7, 2, 8]), "seq_lengths": [3, 4, 4], "seq_depths": [0, 2, 2], "seq_parents": [-1, 0, 0]}
+    batch = collator()([tree, ROWS[1], tree])
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5, 7, 10, 13, 15, 17]
+    assert batch["seq_parents"].tolist() == [-1, 0, 0, -1, -1, 4, 4]
+    assert batch["seq_depths"].tolist() == [0, 2, 2, 0, 0, 2, 2]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 2, 3, 2, 3, 0, 1, 2, 0, 1, 2, 2, 3, 2, 3]]
+
+
 def test_single_documents_are_flattened() -> None:
     batch = collator(rows="documents")([row([5, 6, 7]), row([8, 9])])
     assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5]

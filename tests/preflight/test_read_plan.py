@@ -123,6 +123,18 @@ def test_an_sft_config_as_json_is_read_with_model_and_data_given(tmp_path: Path)
     assert json.loads(path.read_text())["packing"] is True
 
 
+@pytest.mark.skipif(not find_spec("trl"), reason="needs TRL")
+def test_what_a_config_leaves_out_is_trls_own_default(tmp_path: Path) -> None:
+    from trl import SFTConfig
+
+    own = SFTConfig(str(tmp_path), use_cpu=True)
+    plan = read(tmp_path, TRL)
+    assert (plan.max_length, plan.batch_size) == (own.max_length, own.per_device_train_batch_size)
+    assert (plan.accumulation, plan.epochs) == (own.gradient_accumulation_steps, own.num_train_epochs)
+    assert (plan.packer, plan.max_steps) == (None, None)
+    assert read(tmp_path, {**TRL, "max_length": None}).max_length is None
+
+
 def test_the_plug_ins_settings_decide_who_packs(tmp_path: Path) -> None:
     def packer(**keys: Any) -> tuple[Any, bool]:
         plan = read(tmp_path, {**AXOLOTL, "sequence_len": 64, **keys})

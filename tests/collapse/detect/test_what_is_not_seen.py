@@ -30,6 +30,8 @@ def test_no_embedder_no_semantic_alarm_however_far_wording_falls(real_base: Prob
     verdict = detect(probe(0, blind), [now, dataclasses.replace(now, step=20)])
     assert verdict.level == "none"
     assert verdict.codes == {"no_embedder"}
+    for seen in ((real_base, now), (probe(0, blind), dataclasses.replace(real_base, step=10))):  # on one side only
+        assert detect(seen[0], [seen[1]]).codes == {"no_embedder"}
     assert "sft-plugins[semantic]" in finding(verdict, "no_embedder").suggestion
     assert "diversity_retained" not in verdict.estimates
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sft_plugins.collapse.probe.teacher_forcing import LabelledText, eval_rows, plan_rows
+from sft_plugins.collapse.probe.sampling import Sample
+from sft_plugins.collapse.probe.teacher_forcing import LabelledText, eval_rows, frozen_rows, plan_rows
 from sft_plugins.errors import CollapseError
 from testkit.watched_runs import byte_tokenizer
 
@@ -36,6 +37,16 @@ def test_a_pair_as_long_as_the_context_is_judged_and_a_longer_one_refused() -> N
     with pytest.raises(CollapseError, match="8 tokens, the model takes 7") as caught:
         eval_rows([pair], byte_tokenizer(), context=7, limit=4)
     assert (caught.value.code, caught.value.row) == ("eval_pair", 0)
+
+
+def test_the_first_two_answers_to_each_prompt_are_judged_behind_it_those_of_no_token_left_out() -> None:
+    said = {(0, 0): (7, 2), (0, 1): (8, 2), (0, 2): (9, 2), (1, 0): (), (1, 1): (6,)}
+    samples = [Sample(prompt, index, ids, "", truncated=False, seed=0) for (prompt, index), ids in said.items()]
+    assert frozen_rows(samples, [[3, 4, 5], [3]]) == [
+        LabelledText((3, 4, 5, 7, 2), (-100, -100, -100, 7, 2)),
+        LabelledText((3, 4, 5, 8, 2), (-100, -100, -100, 8, 2)),
+        LabelledText((3, 6), (-100, 6)),
+    ]
 
 
 def test_no_more_pairs_than_the_limit_are_read() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sft_plugins.collapse.detect.detector import detect
 from sft_plugins.collapse.detect.verdict import Probe
+from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.metrics.per_prompt import measure
 from sft_plugins.collapse.metrics.reasoning import reasoning_in
+from testkit.watched_runs import PROMPTS, byte_tokenizer, tiny_model, train, watcher
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,27 @@ from sft_plugins.collapse.metrics.reasoning import reasoning_in
 )
 def test_reasoning_is_what_stands_between_the_delimiters(prompt: str, answer: str, reasoning: str) -> None:
     assert reasoning_in(prompt, answer) == reasoning
+
+
+def test_reasoning_is_counted_in_each_answer_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the answers think ten bytes, the other half none."""
+    from sft_plugins.collapse.probe import probe as module
+
+    own, tokenizer = module.sample_batch, byte_tokenizer()
+    said = [
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("<think>Two and 2.</think>4", "4")
+    ]
+
+    def spoken(*args: Any, **kwargs: Any) -> Any:
+        return [dataclasses.replace(s, token_ids=said[s.index % 2]) for s in own(*args, **kwargs)]
+
+    monkeypatch.setattr(module, "sample_batch", spoken)
+    train(tiny_model(), tmp_path / "a", callbacks=[watcher(tmp_path / "w", samples_per_prompt=4)], max_steps=2)
+    for record in read_history(tmp_path / "w" / "history.jsonl"):
+        if record["kind"] in ("baseline", "probe"):
+            assert record["measures"]["per_prompt"]["reasoning"] == [0.5] * len(PROMPTS)
+            assert record["measures"]["per_prompt"]["reasoning_length"] == [10.0] * len(PROMPTS)
+            assert (record["values"]["reasoning"], record["values"]["reasoning_length"]) == (0.5, 10)
 
 
 def reasoned(share: float, tokens: int, *, prompts: int = 8, k: int = 8) -> Any:

@@ -208,6 +208,15 @@ def test_pieces_are_what_the_tokenizer_decodes(kind: str) -> None:
         assert text.pieces.joined(ids * 40) == b"".join(text.pieces[token] for token in ids * 40)
 
 
+def test_a_vocabulary_with_a_hole_has_no_table_of_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer("qwen")
+    own = tokenizer.convert_ids_to_tokens
+    monkeypatch.setattr(tokenizer, "convert_ids_to_tokens", lambda ids: [None if i == 9 else own(i) for i in ids])
+    text = TextTokenizer(tokenizer)
+    assert text.pieces is None
+    assert text.decodes_to(ids_of(text, "Hello"), "Hello")
+
+
 @pytest.mark.parametrize("kind", ["t5", "wordpiece"])
 def test_vocabularies_that_lose_text_have_no_exact_rows(kind: str) -> None:
     text = plain(kind)

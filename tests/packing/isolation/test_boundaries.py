@@ -98,6 +98,15 @@ def test_ordinary_forwards_have_no_boundaries(given: dict[str, Any]) -> None:
     assert take(input_ids=IDS, **given) is None
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_batch_in_which_nothing_is_seen_is_refused(rows: int) -> None:
+    """No row at all, or one that the mask hides."""
+    nothing = torch.zeros(rows, 9, dtype=torch.long)
+    with pytest.raises(ContaminationError, match="hides every token") as caught:
+        take_boundaries({"attention_mask": nothing, "position_ids": nothing}, rows=rows, tokens=9)
+    assert caught.value.code == "bad_mask"
+
+
 def test_several_packed_rows_are_one_run_of_documents() -> None:
     """P4: rows are read one after the other; a document ends where its row does."""
     positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])

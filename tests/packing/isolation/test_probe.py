@@ -46,6 +46,16 @@ def test_packed_logits_beyond_the_tolerance_are_refused(share: float) -> None:
     assert caught.value.code == "contaminated"
 
 
+def test_tf32_widens_the_limit_on_gpus_alone() -> None:
+    own = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with pytest.raises(ContaminationError, match="other logits packed than alone"):
+            check_isolation(isolated_and_wrong_by(2e-4))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = own
+
+
 def test_logits_that_are_no_number_are_refused() -> None:
     with pytest.raises(ContaminationError) as caught:
         check_isolation(isolated_and_wrong_by(float("nan")))

@@ -17,7 +17,7 @@ from sft_plugins.packing.isolation.backends import varlen
 from sft_plugins.packing.isolation.backends.kernels import Rule
 from sft_plugins.packing.isolation.frame import current_boundaries
 from sft_plugins.packing.isolation.proof import float32
-from sft_plugins.packing.isolation.proof.limits import lowered
+from sft_plugins.packing.isolation.proof.limits import lowered, windows
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed
 from testkit.tiny_models import build, build_smooth
 
@@ -198,6 +198,18 @@ def test_limits_are_the_models_own_again() -> None:
         raise KeyError
     assert [getattr(layer.self_attn, "floor_scale", None) for layer in model.model.layers] == before
     assert model.config.floor_scale == 8192
+
+
+def test_only_limits_out_of_reach_are_lowered() -> None:
+    """Documents of the probe reach 64 tokens; a window of 1 is one, no window is none."""
+    for own, inside in ((1, 1), (64, 64), (65, 7)):
+        model = build("mistral", sliding_window=own).model
+        assert windows(model) == {"sliding_window": own}
+        with lowered(model, ["sliding_window", "rms_norm_eps"]):
+            assert model.config.sliding_window == inside
+            assert model.config.rms_norm_eps == 1e-6
+    model.config.sliding_window = 0
+    assert windows(model) == {}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "mamba"])

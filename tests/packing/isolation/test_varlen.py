@@ -14,7 +14,12 @@ from transformers import AttentionInterface
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing.isolation.backends import kernels
 from sft_plugins.packing.isolation.backends.kernels import Rule, per_document, varlen_arguments, varlen_supports
-from sft_plugins.packing.isolation.backends.varlen import IMPLEMENTATION, Varlen, block_diagonal_attention
+from sft_plugins.packing.isolation.backends.varlen import (
+    IMPLEMENTATION,
+    Varlen,
+    block_diagonal_attention,
+    block_diagonal_mask,
+)
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.forward import install
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed, spill
@@ -161,6 +166,27 @@ def test_what_cannot_be_cut_into_documents_is_refused(inside: Boundaries, argume
     states = {name: torch.randn(1, 2, 9, 4) for name in ("query", "key", "value")}
     with pytest.raises(ContaminationError, match=says) as caught:
         block_diagonal_attention(torch.nn.Module(), **{**states, **arguments})
+    assert caught.value.code == "unsupported_attention"
+
+
+@pytest.mark.parametrize(
+    "overlaid",
+    [
+        {"use_vmap": True},
+        {"attention_mask": torch.tensor([[True] * 8 + [False]])},
+        {"mask_function": None},
+        {"kv_length": 10},
+    ],
+    ids=lambda overlaid: next(iter(overlaid)),
+)
+def test_a_mask_that_says_more_than_causal_is_refused(inside: Boundaries, overlaid: dict[str, Any]) -> None:
+    """Any one sign of it is enough; a mask of the model's own that hides nothing is none."""
+    causal = {"q_length": 9, "kv_length": 9, "mask_function": lambda _batch, _head, q, kv: kv <= q}
+    for hides_nothing in (None, torch.ones(1, 9, dtype=torch.bool)):
+        ticket = block_diagonal_mask(**causal, attention_mask=hides_nothing)
+        assert inside.scratch["tickets"][ticket.data_ptr()][0] == Rule()
+    with pytest.raises(ContaminationError, match="overlays its causal mask") as caught:
+        block_diagonal_mask(**{**causal, **overlaid})
     assert caught.value.code == "unsupported_attention"
 
 

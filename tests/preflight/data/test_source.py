@@ -391,12 +391,15 @@ def test_rows_masked_from_a_file_and_their_report_are_those_of_mask_dataset(tmp_
     rows = conversations(600)
     for i in (0, 255, 256, 300):
         rows[i]["messages"][1]["content"] = ""
+    for row in rows:
+        row["score"] = 0.5
     masker = PromptMasker(chat_tokenizer(), errors="drop", max_length=40, overflow="keep_turns")
     done: list[int] = []
     masked, report = mask_rows(open_data(write_jsonl(tmp_path / "rows.jsonl", rows)), masker, advance=done.append)
     wanted, wanted_report = mask_dataset(Dataset.from_list(rows), masker)
     assert masked.to_list() == wanted.to_list()
     assert report.to_dict() == wanted_report.to_dict()
+    assert report.unread_columns == ["score"]
     assert report.failures["empty_response"].count == 4
     assert {"empty_response"} < set(report.failures)  # and rows of which no turn fits
     assert done == [256, 256, 88]

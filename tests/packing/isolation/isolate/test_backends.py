@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -134,7 +135,10 @@ def test_training_mode_and_dropout_do_not_disturb_the_proof() -> None:
 
 
 def test_the_report_says_what_was_proved() -> None:
-    report = isolate(build("gpt_oss").model)
+    began = time.perf_counter()
+    report = isolate(build("gpt_oss").model, share_prefixes=True)
+    assert 0 < report.seconds < time.perf_counter() - began
+    assert report.prefix_trees
     values = json.loads(json.dumps(report.to_dict()))
     assert values["backend"] == "varlen"
     assert values["documents"] == list(report.documents)
@@ -154,10 +158,15 @@ def test_a_window_too_long_for_the_probe_is_noted() -> None:
 
 
 def test_candidates_start_with_the_models_own_kernels_where_it_has_them() -> None:
+    """Rows that are padded come before one length at a time, which takes more calls; none takes trees unproved."""
     model = tiny_llama()
-    assert [b.name for b in isolation._candidates(model, "auto")] == ["varlen", "unpack", "unpack"]
+    plain = [("varlen", None), ("unpack", True), ("unpack", False)]
+    assert [(b.name, getattr(b, "padding", None)) for b in isolation._candidates(model, "auto")] == plain
+    assert [(b.name, b.padding) for b in isolation._candidates(model, "unpack")] == plain[1:]
     model.config._attn_implementation_internal = "flash_attention_2"
-    assert [b.name for b in isolation._candidates(model, "auto")] == ["native", "varlen", "unpack", "unpack"]
+    found = isolation._candidates(model, "auto")
+    assert [(b.name, getattr(b, "padding", None)) for b in found] == [("native", None), *plain]
+    assert not any(b.trees for b in found)
 
 
 def test_reports_are_equal_but_for_their_way_back() -> None:

@@ -76,7 +76,9 @@ def _echo(lengths: list[int], **options: Any) -> tuple[list[torch.Size], BaseMod
         streams = torch.cat([states, -states], dim=1)
         flat = input_ids.reshape(-1, 1).expand(-1, 5)
         pooled = torch.zeros(input_ids.shape[0] + 1, 7)
-        return BaseModelOutput(last_hidden_state=states, hidden_states=(streams, flat, pooled, SimpleNamespace()))
+        return BaseModelOutput(
+            last_hidden_state=states, hidden_states=(streams, flat, input_ids, pooled, SimpleNamespace())
+        )
 
     boundaries = Boundaries(np.asarray(lengths))
     row = torch.arange(boundaries.tokens)[None]
@@ -91,9 +93,10 @@ def test_every_token_comes_back_in_its_place(options: dict[str, bool]) -> None:
         _, out = _echo(lengths, **options)
         row = torch.arange(sum(lengths))
         assert torch.equal(out.last_hidden_state, row[None, :, None].expand(1, -1, 3))
-        streams, flat, pooled, cache = out.hidden_states
+        streams, flat, values, pooled, cache = out.hidden_states
         assert torch.equal(streams, torch.cat([row, -row])[None, :, None].expand(1, -1, 3))
         assert torch.equal(flat, row[:, None].expand(-1, 5))
+        assert torch.equal(values, row[None])  # one number per token
         assert pooled is None
         assert cache is None
 
@@ -131,6 +134,8 @@ def test_buckets_by_hand() -> None:
     as_lists: Callable[[Any], list[list[int]]] = lambda buckets: [bucket.tolist() for bucket in buckets]  # noqa: E731
     assert as_lists(_buckets(np.array([9, 2, 8, 1, 1]), padding=True)) == [[0, 2], [1, 3], [4]]
     assert as_lists(_buckets(np.array([9, 2, 8, 2, 9]), padding=False)) == [[0, 4], [2], [1, 3]]
+    many = np.tile([2, 1, 3], 100)  # of one length in their order: the same call on every machine
+    assert as_lists(_buckets(many, padding=False)) == [np.flatnonzero(many == n).tolist() for n in (3, 2, 1)]
 
 
 def test_without_padding_every_call_holds_documents_of_one_length() -> None:
