@@ -18,6 +18,7 @@ from sft_plugins.errors import MaskingError, PackingError, SFTPluginsError
 from sft_plugins.integrations import _compat
 from sft_plugins.integrations.axolotl import SFTPlugin, collators
 from sft_plugins.integrations.axolotl.settings import Settings
+from sft_plugins.masking import PromptMasker
 from testkit.tiny_models import build
 from testkit.tokenizers import build_tokenizer
 
@@ -125,6 +126,28 @@ def test_eot_tokens_end_answers_for_the_masker_and_for_the_watch(monkeypatch: py
         masks = build_masker(tokenizer, cfg, {}).stop_token_ids
         assert masks == {tokenizer.eos_token_id, stop}
         assert set(joined[-1]._options.stop_token_ids) == ({7} if collapse else set(masks))
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "processes"), [(None, 3, None), (1, 3, None), (2, 3, 2), (2, 2, 2), (2, 1, None)]
+)
+def test_masking_takes_processes_where_there_is_more_than_one_row(
+    asked: int | None, rows: int, processes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft_plugins.integrations.axolotl import strategy
+    from sft_plugins.integrations.axolotl.fields import RowFields
+
+    own, taken = strategy.mask_dataset, []
+
+    def mask(data: Dataset, masker: Any, *, num_proc: int | None) -> Any:
+        taken.append(num_proc)
+        return own(data, masker)
+
+    monkeypatch.setattr(strategy, "mask_dataset", mask)
+    data = Dataset.from_list([{"prompt": "a", "response": "b"}] * rows)
+    masking = strategy.MaskingStrategy(PromptMasker(build_tokenizer("qwen")), RowFields.of({}))
+    assert len(masking.wrap_dataset(data, process_count=asked)) == rows
+    assert taken == [processes]
 
 
 def test_commands_that_only_load_a_model_leave_no_trace(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,6 +35,24 @@ def plain_loss(model: nn.Module, document: torch.Tensor) -> float:
     return float(model(input_ids=document[None], labels=document[None]).loss.detach())
 
 
+class TakesNoPositions(type(build("llama").model)):  # type: ignore[misc]
+    """As models do that count positions themselves."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, use_cache: bool | None = None
+    ) -> Any:
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+
+def test_a_forward_that_takes_no_positions_is_given_none() -> None:
+    tiny = build("llama")
+    tiny.model.__class__ = TakesNoPositions
+    documents = make_documents([5, 9, 3], tiny.vocab_size)
+    alone = run_alone(tiny.model, documents)
+    isolate(tiny.model)
+    assert gap(alone, run_packed(tiny.model, documents)).logits <= 1e-5
+
+
 def test_a_plain_forward_after_a_packed_one_is_as_before() -> None:
     model, documents, before = checkpointed()
     loss = plain_loss(model, documents[1])
