@@ -76,9 +76,7 @@ def _echo(lengths: list[int], **options: Any) -> tuple[list[torch.Size], BaseMod
         streams = torch.cat([states, -states], dim=1)
         flat = input_ids.reshape(-1, 1).expand(-1, 5)
         pooled = torch.zeros(input_ids.shape[0] + 1, 7)
-        return BaseModelOutput(
-            last_hidden_state=states, hidden_states=(streams, flat, input_ids, pooled, SimpleNamespace())
-        )
+        return BaseModelOutput(last_hidden_state=states, hidden_states=(streams, flat, pooled, SimpleNamespace()))
 
     boundaries = Boundaries(np.asarray(lengths))
     row = torch.arange(boundaries.tokens)[None]
@@ -93,12 +91,21 @@ def test_every_token_comes_back_in_its_place(options: dict[str, bool]) -> None:
         _, out = _echo(lengths, **options)
         row = torch.arange(sum(lengths))
         assert torch.equal(out.last_hidden_state, row[None, :, None].expand(1, -1, 3))
-        streams, flat, values, pooled, cache = out.hidden_states
+        streams, flat, pooled, cache = out.hidden_states
         assert torch.equal(streams, torch.cat([row, -row])[None, :, None].expand(1, -1, 3))
         assert torch.equal(flat, row[:, None].expand(-1, 5))
-        assert torch.equal(values, row[None])  # one number per token
         assert pooled is None
         assert cache is None
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": False}])
+def test_one_number_per_token_comes_back_in_its_place(options: dict[str, bool]) -> None:
+    def backbone(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=input_ids)
+
+    row = torch.arange(13)[None]
+    out = Unpack(**options).run(backbone, {"input_ids": row}, Boundaries(np.array([2, 6, 2, 3])))
+    assert torch.equal(out.last_hidden_state, row)
 
 
 def test_several_rows_come_back_as_rows() -> None:
