@@ -17,7 +17,7 @@ from sft_plugins.masking.examples.formats import parse_example as parse_example 
 from sft_plugins.masking.examples.tokenized import MASK_COLUMNS as MASK_COLUMNS  # isort: skip
 from sft_plugins.masking.examples.tokenized import label_arrays as label_arrays  # isort: skip
 from sft_plugins.masking.headers.assistant import assistant_header as assistant_header  # isort: skip
-from sft_plugins.masking.turns.template import ChatRenderer as ChatRenderer  # isort: skip
+from sft_plugins.masking.rendering.template import ChatRenderer as ChatRenderer  # isort: skip
 from sft_plugins.masking.turns.tokenizer import TextTokenizer as TextTokenizer  # isort: skip
 
 __all__ = [

@@ -22,9 +22,9 @@ from sft_plugins.masking.checks import RowRules, find_violation, supervised_runs
 from sft_plugins.masking.examples.tokenized import documents_of
 from sft_plugins.masking.headers.assistant import assistant_header, turn_starts, unsupervised_turns
 from sft_plugins.masking.headers.own import OwnHeaders, find_own_headers
+from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
-from sft_plugins.masking.turns.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 

@@ -23,7 +23,7 @@ from sft_plugins.masking.coverage.planting import outline, plant
 from sft_plugins.masking.coverage.skeleton import Skeleton
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.rendering.template import ChatRenderer
 
 _REMEMBERED = 4096
 _AS_PRINTED = re.compile(r"""['"]text['"]: ?['"]Zq\d{5}qZ|'Zq\d{5}qZ': |\\+"Zq\d{5}qZ""")

@@ -13,7 +13,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.coverage.planting import plant
 from sft_plugins.masking.coverage.skeleton import Skeleton
 from sft_plugins.masking.examples.formats import Conversation
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.rendering.template import ChatRenderer
 
 
 def own_part(renderer: ChatRenderer, conversation: Conversation, index: int, prompt: str, full: str) -> str | None:

@@ -17,7 +17,7 @@ from sft_plugins.masking.coverage.planting import DOCUMENTS, MARK, TOOLS, Slot, 
 from sft_plugins.masking.coverage.skeleton import Skeleton, Span
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.values import ignoring
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.turns import Turn
 
 _REMEMBERED = 4096

@@ -12,7 +12,7 @@ from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.tokenized import Tokenized
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 

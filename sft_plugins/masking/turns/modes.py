@@ -23,6 +23,7 @@ from sft_plugins.masking.coverage.planting import plant
 from sft_plugins.masking.coverage.skeleton import Skeleton
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message, reasoning_texts
+from sft_plugins.masking.rendering.template import ChatRenderer, TurnText, parsed
 from sft_plugins.masking.turns.reasoning import (
     continuation,
     first_difference,
@@ -31,7 +32,6 @@ from sft_plugins.masking.turns.reasoning import (
     reasons,
     thought_at_end,
 )
-from sft_plugins.masking.turns.template import ChatRenderer, TurnText, parsed
 
 SWITCH = re.compile(r"(enable_|use_|with_)?(think|thinking|reasoning)")
 """Names of the switches between modes."""

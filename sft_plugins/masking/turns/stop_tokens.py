@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 _QUESTION, _ANSWER, _NEXT = "Zquestionq", "Zanswerq", "Znextq"

@@ -15,9 +15,9 @@ from sft_plugins.masking import PromptMasker
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.examples.columns import Reading
 from sft_plugins.masking.examples.formats import Conversation, parse_example
-from sft_plugins.masking.turns.prefixes import WatchedTemplate
-from sft_plugins.masking.turns.quick import QuickTemplate
-from sft_plugins.masking.turns.template import ChatRenderer, TurnText
+from sft_plugins.masking.rendering.prefixes import WatchedTemplate
+from sft_plugins.masking.rendering.quick import QuickTemplate
+from sft_plugins.masking.rendering.template import ChatRenderer, TurnText
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, CONVERSATIONS, TemplateKnobs, conversations, templates

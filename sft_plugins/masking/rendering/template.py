@@ -19,8 +19,8 @@ from transformers.utils import chat_template_utils
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
-from sft_plugins.masking.turns.prefixes import WatchedTemplate
-from sft_plugins.masking.turns.quick import EVERY, TAKEN, QuickTemplate, has_plain_way
+from sft_plugins.masking.rendering.prefixes import WatchedTemplate
+from sft_plugins.masking.rendering.quick import EVERY, TAKEN, QuickTemplate, has_plain_way
 
 
 class TurnText(NamedTuple):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError, nodes
 from jinja2.environment import Template
 
-from sft_plugins.masking.turns.quick import aliased, quick_environment
+from sft_plugins.masking.rendering.quick import aliased, quick_environment
 
 _MARK = "__sft_plugins_end_of_message__"
 _ALL = 1 << 62

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.values import Written
-from sft_plugins.masking.turns.quick import EVERY, QuickTemplate
-from sft_plugins.masking.turns.template import ChatRenderer
+from sft_plugins.masking.rendering.quick import EVERY, QuickTemplate
+from sft_plugins.masking.rendering.template import ChatRenderer
 from testkit.tokenizers import build_tokenizer
 
 ASKED: list[dict[str, Any]] = [
