@@ -9,7 +9,7 @@
 
 Which faults are drawn depends on `--seed` and on the lines alone: a change elsewhere draws no others. Each runs the tests
 nearest to it first and stops at the first that fails. A test that does not end is a failure (`time`); tests that are not
-through after `--limit` seconds leave a survivor (`cut`). Results are lines of `tests/benchmarks/results/mutants.jsonl`; one
+through after `--limit` CPU seconds leave a survivor (`cut`). Results are lines of `tests/benchmarks/results/mutants.jsonl`; one
 is taken again when its file changes. The tree itself is never touched: a process with the libraries loaded forks for each
 fault, and the fork reads a copy.
 """
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", help="parts of paths: only faults of these files")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=19)
-    parser.add_argument("--limit", type=float, default=600, help="seconds for one fault")
+    parser.add_argument("--limit", type=float, default=600, help="CPU seconds for one fault")
     parser.add_argument("--part", default="1/1", help="2/3: the second of three equal parts, one for each process")
     parser.add_argument("--again", action="store_true", help="what survived, once more")
     parser.add_argument("--list", action="store_true")
