@@ -222,23 +222,24 @@ def _pack(outputs: list[tuple[Any, torch.Tensor]], source: torch.Tensor, rows: i
         return type(one)(_pack([(output[i], m) for output, m in outputs], source, rows) for i in range(len(one)))
     if not isinstance(one, torch.Tensor):
         return None
-    parts = [_tokens(output, is_token) for output, is_token in outputs]
+    flat = _are_flat(outputs)
+    parts = [_tokens(output, is_token, flat=flat) for output, is_token in outputs]
     if any(part is None for part in parts):
         return None
     packed = torch.cat([part for part in parts if part is not None], dim=1)[:, source]  # [streams, T, …]
-    if _is_flat(one, outputs[0][1]):
+    if flat:
         return packed[0]
     packed = packed.unflatten(1, (rows, -1)).transpose(0, 1)  # [rows, streams, T/rows, …]
     return packed.flatten(1, 2)
 
 
-def _tokens(output: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor | None:
+def _tokens(output: torch.Tensor, is_token: torch.Tensor, *, flat: bool) -> torch.Tensor | None:
     """The tokens of one bucket, [streams, tokens, …]; None if `output` holds no value per token.
 
     Hidden states are [n, l, …]. Router logits are flat, [n·l, experts]. A decoder that predicts several tokens ahead
     (prophetnet) lays its streams side by side, [n, streams·l, …].
     """
-    if _is_flat(output, is_token):
+    if flat:
         return output[is_token.flatten()][None]
     documents, length = is_token.shape
     if output.ndim < 2 or output.shape[0] != documents or output.shape[1] == 0 or output.shape[1] % length:
@@ -246,5 +247,10 @@ def _tokens(output: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor | None
     return output.unflatten(1, (-1, length)).transpose(0, 1)[:, is_token]
 
 
-def _is_flat(output: torch.Tensor, is_token: torch.Tensor) -> bool:
-    return output.ndim == 2 and output.shape[0] == is_token.numel()
+def _are_flat(outputs: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    """Whether the values of documents lie one behind the other, [n·l, …]. Buckets of one-token documents do not tell."""
+    telling = [(output, is_token) for output, is_token in outputs if is_token.shape[1] > 1]
+    return all(
+        output.ndim == 2 and output.shape[0] == is_token.numel() and (bool(telling) or output.shape[1] > 1)
+        for output, is_token in telling or outputs
+    )

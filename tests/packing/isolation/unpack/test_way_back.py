@@ -98,13 +98,16 @@ def test_every_token_comes_back_in_its_place(options: dict[str, bool]) -> None:
         assert cache is None
 
 
+@pytest.mark.parametrize(
+    "lengths", [[2, 6, 2, 3], [1, 6, 1, 3], [1, 1, 1]], ids=["longer", "some of one token", "of one token"]
+)
 @pytest.mark.parametrize("options", [{}, {"padding": False}])
-def test_one_number_per_token_comes_back_in_its_place(options: dict[str, bool]) -> None:
+def test_one_number_per_token_comes_back_in_its_place(options: dict[str, bool], lengths: list[int]) -> None:
     def backbone(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=input_ids)
 
-    row = torch.arange(13)[None]
-    out = Unpack(**options).run(backbone, {"input_ids": row}, Boundaries(np.array([2, 6, 2, 3])))
+    row = torch.arange(sum(lengths))[None]
+    out = Unpack(**options).run(backbone, {"input_ids": row}, Boundaries(np.array(lengths)))
     assert torch.equal(out.last_hidden_state, row)
 
 
