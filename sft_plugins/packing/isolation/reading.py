@@ -77,8 +77,8 @@ def take_boundaries(
     popped = {key: arguments.pop(key) for key in (*BOUNDARY_KEYS, *TREE_COLUMNS) if key in arguments}
     given = {key: value for key, value in popped.items() if value is not None}
     mask, cache = arguments.get("attention_mask"), [name for name in CACHES if arguments.get(name) is not None]
-    if not given and tokens == 1 and (cache or mask is None):
-        return None  # generation's single tokens: one token is no two documents
+    if not given and (not tokens or (tokens == 1 and (cache or mask is None))):
+        return None  # generation's single tokens, or none: that is no two documents
     if given.keys() & set(TREE_COLUMNS):
         if cache:
             raise _cached(cache[0])

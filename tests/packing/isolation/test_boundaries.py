@@ -107,6 +107,12 @@ def test_a_batch_in_which_nothing_is_seen_is_refused(rows: int) -> None:
     assert caught.value.code == "bad_mask"
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_without_tokens_are_ordinary(rows: int) -> None:
+    nothing = torch.zeros(rows, 0, dtype=torch.long)
+    assert take_boundaries({"attention_mask": nothing, "position_ids": nothing}, rows=rows, tokens=0) is None
+
+
 def test_several_packed_rows_are_one_run_of_documents() -> None:
     """P4: rows are read one after the other; a document ends where its row does."""
     positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])
