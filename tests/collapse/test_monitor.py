@@ -16,6 +16,7 @@ from sft_plugins.collapse.detect.detector import detect
 from sft_plugins.collapse.detect.verdict import DetectorConfig, Probe
 from sft_plugins.collapse.history import read_history
 from sft_plugins.collapse.metrics.entropy import TokenStatistics
+from sft_plugins.collapse.metrics.per_prompt import measure
 from sft_plugins.collapse.probe import figures
 from sft_plugins.collapse.probe.figures import probe_from_record, to_probe
 from sft_plugins.collapse.probe.probe import Look, Prober
@@ -91,6 +92,20 @@ def test_the_first_eight_tokens_and_the_first_thirty_two_are_told_apart() -> Non
     assert figures.by_position(look) == list(range(32))
     found = figures.figures(look, None)
     assert (found["entropy_first_8"], found["entropy_rest"]) == (sum(range(8)) / 8, sum(range(8, 40)) / 32)
+
+
+def test_lengths_are_told_against_those_of_the_baseline() -> None:
+    def answered(*texts: list[str]) -> Look:
+        made = measure(texts, [[text.split() for text in group] for group in texts], tags=("open",) * len(texts))
+        return Look(tier=2, held_out=None, frozen=None, measures=made)
+
+    base, now = answered(["a b c", "d e f g h"], ["i j"]), answered(["a", "b c"], ["d"])
+    assert figures.figures(base, None)["length"] == 3  # (4 + 2) / 2
+    assert "length_ratio" not in figures.figures(base, None)
+    assert figures.figures(now, base)["length_ratio"] == pytest.approx(1.25 / 3)
+    silent = answered([""], [""])
+    assert figures.figures(silent, base)["length_ratio"] == 0
+    assert "length_ratio" not in figures.figures(now, silent)
 
 
 @pytest.mark.slow

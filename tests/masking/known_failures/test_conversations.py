@@ -11,7 +11,7 @@ from datasets import Dataset
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, mask_dataset
 from testkit.conversations import WEATHER_TOOL, assistant, call, parts, tool, user
-from testkit.encoding import SUM, bare_code, masked, refusal_code
+from testkit.encoding import SUM, bare_code, encode_one, masked, refusal_code, supervised_text
 from testkit.tokenizers import build_tokenizer, tokenizer_for_template
 
 # --- M23: arguments of calls ------------------------------------------------------------------------------------------
@@ -103,6 +103,14 @@ def test_m24_an_answer_inside_other_text_is_no_coverage() -> None:
     with pytest.raises(MaskingError) as caught:
         PromptMasker(build_tokenizer("qwen", chat_template=template)).encode(row)
     assert caught.value.code == "content_lost"
+
+
+def test_m24_a_prompt_may_end_with_the_very_text_of_the_question() -> None:
+    """M24: no header of an answer stands behind it, as in the templates of plain completion."""
+    source = "{% for m in messages %}{{ m.content }}{{ '</s>' if m.role == 'assistant' else '' }}{% endfor %}"
+    tokenizer = build_tokenizer("qwen", chat_template=source, eos="</s>")
+    row = encode_one(tokenizer, {"messages": [user("One? "), assistant("Yes."), user("Two? "), assistant("No.")]})
+    assert supervised_text(tokenizer, row) == ["Yes.</s>", "No.</s>"]
 
 
 def test_m24_a_template_that_looks_at_the_text_is_followed() -> None:
