@@ -109,7 +109,7 @@ def test_m24_a_prompt_may_end_with_the_very_text_of_the_question() -> None:
     """M24: no header of an answer stands behind it, as in the templates of plain completion."""
     source = "{% for m in messages %}{{ m.content }}{{ '</s>' if m.role == 'assistant' else '' }}{% endfor %}"
     tokenizer = build_tokenizer("qwen", chat_template=source, eos="</s>")
-    row = encode_one(tokenizer, {"messages": [user("One? "), assistant("Yes."), user("Two? "), assistant("No.")]})
+    row = encode_one(tokenizer, {"messages": [user("One?\nA:"), assistant("Yes."), user("Two?\nA:"), assistant("No.")]})
     assert supervised_text(tokenizer, row) == ["Yes.</s>", "No.</s>"]
 
 
