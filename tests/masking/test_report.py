@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from sft_plugins.masking import Masked, MaskReport, PromptMasker, mask_dataset
 from sft_plugins.masking.report import FIRST_ROWS, PREFIX_TOKENS, Failures, RepeatedPrefixes, repeated_prefixes
 from testkit.conversations import assistant, system, user
-from testkit.encoding import SPLIT, STRIP
+from testkit.encoding import PRODUCT, SPLIT, STRIP
 from testkit.mask_oracle import IGNORE, runs
-from testkit.tokenizers import build_tokenizer
+from testkit.tokenizers import build_tokenizer, tokenizer_for_template
 
 PLAIN = {"messages": [system("Be kind."), user("Hi"), assistant("Hello!"), user("Bye"), assistant("Bye!")]}
 WIZARD = {"messages": [user("Hello"), {"role": "wizard", "content": "b"}]}
 NO_ANSWER = {"messages": [user("Hello")]}
+REASONED = [user("What is 6 * 7?"), assistant("42.", reasoning_content="Six times seven.")]
 
 
 @functools.cache
@@ -64,6 +65,13 @@ def test_a_split_is_counted_with_the_tokens_it_repeats() -> None:
     assert report.repeated_tokens == min(len(first["input_ids"]), prompt)
     assert report.supervised_runs == 4
     assert report.tokens == sum(len(row["input_ids"]) for row in made)
+
+
+def test_turns_of_rows_alike_are_counted_each() -> None:
+    """What is told of a row is the same for all of these, and counted once for each."""
+    rows = [{"messages": messages} for messages in (REASONED, REASONED, REASONED, [*REASONED, *PRODUCT])]
+    report = mask_dataset(Dataset.from_list(rows), PromptMasker(tokenizer_for_template("nemotron_3_nano"))).report
+    assert report.modes == {"default": 4, "enable_thinking=False": 1}
 
 
 def test_drops_are_counted_by_code_with_their_first_rows() -> None:

@@ -105,6 +105,15 @@ def test_ordinary_texts_may_be_cut_before_a_special_token(kind: str, left: str, 
     assert ids_of(text, left + right) == ids_of(text, left) + ids_of(text, right)
 
 
+def test_what_is_remembered_of_short_texts_is_bounded() -> None:
+    text = TextTokenizer(build_tokenizer("bytelevel"))
+    for number in range(4200):
+        assert text.short_is_exact(str(number))
+    assert 0 < len(text._short) <= 4097
+    assert 0 < len(text._short_exact) <= 4097
+    assert text.encode_short("7") == ids_of(text, "7")
+
+
 def test_which_joints_are_safe() -> None:
     text = plain("qwen")
     assert text.is_safe_joint("<|im_start|>user")

@@ -16,7 +16,7 @@ from sft_plugins.packing.isolation.apply import check_isolation, isolate
 from sft_plugins.packing.isolation.backends import varlen
 from sft_plugins.packing.isolation.backends.kernels import Rule
 from sft_plugins.packing.isolation.frame import current_boundaries
-from sft_plugins.packing.isolation.proof import float32
+from sft_plugins.packing.isolation.proof import float32, gradients
 from sft_plugins.packing.isolation.proof.limits import lowered, windows
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed
 from testkit.tiny_models import build, build_smooth
@@ -255,3 +255,14 @@ def test_p19_adapters_that_look_at_the_row_are_refused(config: Any, what: str) -
     with pytest.raises(ContaminationError, match=what) as caught:
         isolate(model)
     assert caught.value.code == "row_adapter"
+
+
+def test_a_gradient_of_half_precision_may_be_off_by_its_rounding_and_no_more() -> None:
+    eps = torch.finfo(torch.bfloat16).eps
+    one = {"w": torch.tensor([1.0, 0.5], dtype=torch.bfloat16), "b": torch.tensor([1.0])}
+    rounded = {"w": torch.tensor([1.0 + 2 * eps, 0.5], dtype=torch.bfloat16), "b": torch.tensor([1.0])}
+    assert gradients.apart(one, rounded) == (0.0, "")
+    wrong = {**one, "w": torch.tensor([1.25, 0.5], dtype=torch.bfloat16)}
+    assert gradients.apart(one, wrong) == (pytest.approx(0.25 - 2 * eps), "w")
+    full = {**one, "b": torch.tensor([1.0 + 2 * eps])}
+    assert gradients.apart(one, full) == (pytest.approx(2 * eps), "b")

@@ -111,6 +111,21 @@ def test_one_number_per_token_comes_back_in_its_place(options: dict[str, bool], 
     assert torch.equal(out.last_hidden_state, row)
 
 
+def test_positions_of_several_axes_go_with_their_tokens() -> None:
+    """Time, height and width before the rows, as models that see images have them."""
+
+    def backbone(
+        input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=torch.stack([input_ids, *position_ids], dim=-1))
+
+    rows = torch.arange(14).view(2, 7)
+    axes = torch.stack([rows + 100, rows + 200, rows + 300])
+    given = {"input_ids": rows, "position_ids": axes}
+    out = Unpack().run(backbone, given, Boundaries(np.array([4, 3, 2, 5]), rows=2))
+    assert torch.equal(out.last_hidden_state, torch.stack([rows, *axes], dim=-1))
+
+
 def test_several_rows_come_back_as_rows() -> None:
     def backbone(input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=input_ids[..., None].float())
