@@ -82,6 +82,26 @@ def test_the_slow_fold_trains_the_same_and_shares_no_more(rows: list[Row]) -> No
         assert forest.tokens.sum() <= sum(len(tokens) for tokens, *_ in slow)
 
 
+@pytest.mark.parametrize(
+    ("branches", "trains"),
+    [
+        ([[90], [91], [92]], [[], [5], [2, 6]]),
+        ([[50], [60, 61, 62, 70], [60, 61, 62, 71], [60, 61, 62, 72]], [[], [], [12], [9, 10]]),
+    ],
+    ids=["behind another row's", "across a fork"],
+)
+def test_what_several_rows_train_of_a_shared_beginning_is_kept_apart(
+    branches: list[list[int]], trains: list[list[int]]
+) -> None:
+    rows: list[Row] = []
+    for branch, places in zip(branches, trains, strict=True):
+        ids = [*range(1, 11), *branch]
+        rows.append((ids, [token if place in (*places, len(ids) - 1) else -100 for place, token in enumerate(ids)]))
+    forest, paths = folded(rows)
+    assert trained(paths) == trained(rows)
+    assert forest.tokens.tolist() == [len(set().union(*(ids for ids, _ in rows))) + len(forest.lengths) - 1]
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12), st.integers(1, 3))
 def test_rows_that_begin_alike_stand_together(ids: list[list[int]], chunks: int) -> None:
