@@ -35,6 +35,7 @@ BAD = {
     "no data for Axolotl": ({"base_model": "m"}, "no_data", "data"),
     "no path": ({**AXOLOTL, "datasets": [{"type": "chat_template"}]}, "no_data", "datasets[0]"),
     "a negative length": ({**AXOLOTL, "sequence_len": -1}, "bad_config", "sequence_len: -1"),
+    "a length of nothing": ({**TRL, "max_length": 0}, "bad_config", "max_length: 0"),
     "a length in words": ({**TRL, "max_length": "long"}, "bad_config", "max_length: long"),
     "an unknown packing strategy": ({**TRL, "packing_strategy": "best"}, "bad_config", "bfd_split"),
     "settings without the plug-in": ({**AXOLOTL, "sft_plugins": {}}, "unknown_key", "plugins"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoConfig
 from sft_plugins.errors import AssetError
 from sft_plugins.integrations import read_plan
 from sft_plugins.preflight import Verdict, run_preflight
+from sft_plugins.preflight.masks import null_filled
 from testkit.conversations import assistant, user
 from testkit.tokenizers import CHATML, build_tokenizer
 
@@ -321,3 +323,11 @@ def _packed_without_stops(documents: int) -> list[dict[str, Any]]:
     labels = [-100] * len(prompt) + [*answer[:-1], -100]
     ids = prompt + answer
     return [{"input_ids": ids * documents, "labels": labels * documents, "seq_lengths": [len(ids)] * documents}]
+
+
+def test_rows_whose_arguments_lack_a_name_or_hold_a_null_are_told_from_whole_ones() -> None:
+    def row(**arguments: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}]}]}
+
+    rows = [row(a=1, b=2), row(a=1, b=None), row(a=1), row(a=0, b=""), {"messages": []}]
+    assert null_filled(SimpleNamespace(rows=lambda: rows)) == [1, 2]  # type: ignore[arg-type]

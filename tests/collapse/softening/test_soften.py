@@ -276,6 +276,18 @@ def test_the_record_of_what_was_asked_is_whole_or_refused_wherever_it_is_cut(tmp
         assert caught.value.code == "not_asked"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_full_weights_with_an_index_beside_them_are_a_run(name: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "collapse", tmp_path / "collapse")
+    for file in (name, f"{name}.index.json", "config.json"):
+        (tmp_path / file).touch()
+    found = find_run(tmp_path)
+    assert (found.weights, found.kind) == (tmp_path, "full")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CollapseError, match="holds neither"):
+        find_run(tmp_path)
+
+
 def test_a_checkpoint_is_a_run_and_named_adapters_are_none(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "collapse", tmp_path / "out" / "collapse")
     inner = tmp_path / "out" / "checkpoint-6"

@@ -143,6 +143,7 @@ DEEP = "[" * 2000 + "]" * 2000
 
 BARE_EXCEPTIONS: list[dict[str, Any]] = [
     {"messages": SUM, "tools": ["name"]},
+    {"messages": SUM, "tools": 7},
     {"conversations": [{"from": ["human"], "value": "a"}]},
     {"messages": SUM, "tools": DEEP},
     {"messages": DEEP},
