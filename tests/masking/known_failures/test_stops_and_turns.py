@@ -125,6 +125,19 @@ def test_no_split_where_only_what_follows_the_last_stop_differs(name: str) -> No
     assert encode(name, BY_NAME["many_turns"].row["messages"], on_history_rewrite="raise")[1] == rows
 
 
+def test_no_split_where_the_texts_part_right_behind_the_stop() -> None:
+    """M9: another mark stands in the very place of the line's end that history has there."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
+        "{{ '</s>' if loop.last and m.role == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = build_tokenizer("qwen", chat_template=source, eos="<|im_end|>")
+    rows = PromptMasker(tokenizer).encode({"messages": BY_NAME["many_turns"].row["messages"]})
+    assert len(rows) == 1
+    assert [text for _, text in spans(tokenizer, rows)][-1] == "Bye!<|im_end|>"
+
+
 def test_m39_a_greeting_is_context() -> None:
     """M39: nothing prompts the first message; the turns after it are trained, and the greeting is counted."""
     messages = [assistant("Hello, how can I help?"), user("Bye"), assistant("Bye.")]
