@@ -6,9 +6,10 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -310,3 +311,24 @@ def test_the_options_table_gives_the_defaults_that_the_callback_has() -> None:
         "baseline",
     }
     assert told == {name: parameters[name].default for name in told}
+
+
+@pytest.mark.parametrize(
+    ("active", "logs", "told"),
+    [
+        (True, {"loss": 1.0}, True),
+        (True, {"collapse/entropy": 1.0}, False),
+        (True, None, False),
+        (False, {"loss": 1.0}, False),
+    ],
+)
+def test_what_the_trainer_logs_is_noted_and_nothing_of_ours(active: bool, logs: Any, told: bool) -> None:
+    noted: list[Any] = []
+    session = SimpleNamespace(
+        schedule=SimpleNamespace(paying=lambda tier: nullcontext()),
+        guarded=lambda what, state, work: work(),
+        monitor=SimpleNamespace(trainer_logged=lambda step, values: noted.append((step, values))),
+    )
+    watch = SimpleNamespace(_session=session, _active=active)
+    ModeCollapseCallback.on_log(watch, None, TrainerState(global_step=3), None, logs=logs)  # type: ignore[arg-type]
+    assert noted == ([(3, logs)] if told else [])

@@ -9,6 +9,8 @@ import torch
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing import check_isolation, isolate
+from sft_plugins.packing.isolation import apply
+from sft_plugins.packing.isolation.proof.observe import _control
 from testkit.tiny_models import build
 
 
@@ -60,3 +62,21 @@ def test_logits_that_are_no_number_are_refused() -> None:
     with pytest.raises(ContaminationError) as caught:
         check_isolation(isolated_and_wrong_by(float("nan")))
     assert caught.value.code == "contaminated"
+
+
+def test_the_effect_of_earlier_tokens_is_told_in_parts_of_the_largest_logit() -> None:
+    logits, moved = [torch.tensor([1.0, -4.0]), torch.tensor([2.0])], torch.tensor([9.0, 9.0, 0.5, 2.0])
+    assert _control(torch.nn.Identity(), logits, moved, middle=1) == (4.0, 0.5)
+    with pytest.raises(ContaminationError) as caught:
+        _control(torch.nn.Identity(), logits, torch.zeros(4), middle=1)
+    assert caught.value.code == "probe_blind"
+
+
+def test_the_seconds_of_a_proof_are_those_of_its_trees_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama").model
+    isolate(model, backend="varlen")
+    ticks = iter(range(0, 1000, 10))
+    monkeypatch.setattr(apply.time, "perf_counter", lambda: float(next(ticks)))
+    without = check_isolation(model)
+    with_trees = check_isolation(model, share_prefixes=True)
+    assert with_trees.seconds >= without.seconds + 10

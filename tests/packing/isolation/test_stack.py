@@ -13,6 +13,7 @@ from torch import nn
 
 from sft_plugins.errors import ContaminationError
 from sft_plugins.packing import check_isolation, isolate
+from sft_plugins.packing.isolation.changes import _same
 from sft_plugins.packing.isolation.forward import installed_backend, set_aside
 from testkit.isolation_oracle import gap, make_documents, run_alone, run_packed
 from testkit.tiny_models import build
@@ -178,3 +179,12 @@ def test_what_is_installed_is_set_aside_and_back() -> None:
     with set_aside(tiny.model):
         assert not exact(tiny.model, tiny.vocab_size)
     assert exact(tiny.model, tiny.vocab_size)
+
+
+def test_modules_are_the_same_where_each_part_of_them_is() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    shape = [(first, first.forward.__func__, None), (second, second.forward.__func__, None)]
+    assert _same(shape, list(shape))
+    assert not _same(shape, shape[:1])
+    assert not _same(shape, [shape[0], (second, second.forward.__func__, first)])
+    assert not _same(shape, [shape[1], shape[0]])

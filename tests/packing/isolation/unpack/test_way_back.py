@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from sft_plugins.errors import ContaminationError
-from sft_plugins.packing.isolation.backends.unpack import Unpack, _buckets
+from sft_plugins.packing.isolation.backends.unpack import Unpack, _buckets, _taken
 from sft_plugins.packing.isolation.boundaries import Boundaries
 from sft_plugins.packing.isolation.forward import install
 from testkit.isolated import LENGTHS
@@ -166,3 +166,16 @@ def test_buckets_by_hand() -> None:
 def test_without_padding_every_call_holds_documents_of_one_length() -> None:
     shapes, _ = _echo([4, 2, 4, 3, 2], padding=False)
     assert shapes == [(2, 4), (1, 3), (2, 2)]
+
+
+def test_what_holds_one_value_per_token_is_put_in_order_and_nothing_else() -> None:
+    index, four = torch.tensor([3, 1, 0, 2]), torch.arange(4)
+    flat, states, streams = (
+        four[:, None] * torch.ones(3),
+        four[None, :, None] * torch.ones(1, 4, 2),
+        torch.ones(2, 1, 4),
+    )
+    found = _taken({"flat": flat, "states": (states, [streams * four]), "pooled": torch.arange(3)}, index, 4)
+    assert found["flat"][:, 0].tolist() == found["states"][0][0, :, 0].tolist() == index.tolist()
+    assert found["states"][1][0][0, 0].tolist() == index.tolist()
+    assert found["pooled"].tolist() == [0, 1, 2]
