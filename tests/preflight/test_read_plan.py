@@ -197,3 +197,11 @@ def test_base_model_makes_it_axolotls_whatever_else_is_there(tmp_path: Path) -> 
 def test_a_plug_in_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match="no_such_module"):
         read(tmp_path, {**AXOLOTL, "plugins": ["no_such_module.Plugin"]})
+
+
+def test_data_of_trl_are_named_by_the_keys_that_name_them(tmp_path: Path) -> None:
+    entries = read(tmp_path, {**TRL, "eval_strategy": "steps", "dataset_test_split": "test"}).entries
+    assert [(one.where, one.split, one.evaluation) for one in entries] == [
+        ("dataset_name", None, False),
+        ("dataset_test_split", "test", True),
+    ]

@@ -105,6 +105,18 @@ def test_m24_an_answer_inside_other_text_is_no_coverage() -> None:
     assert caught.value.code == "content_lost"
 
 
+def test_m24_a_template_may_write_the_name_of_a_tool_beside_its_result() -> None:
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' ' ~ m.name if m.name else '' }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = build_tokenizer("qwen", chat_template=source)
+    asked = [user("Oslo?"), assistant("", tool_calls=[call({"city": "Oslo"})]), tool("21"), assistant("Mild.")]
+    row = encode_one(tokenizer, {"messages": asked})
+    assert supervised_text(tokenizer, row) == ['get_weather{"city": "Oslo"}<|im_end|>', "Mild.<|im_end|>"]
+
+
 def test_m24_a_prompt_may_end_with_the_very_text_of_the_question() -> None:
     """M24: no header of an answer stands behind it, as in the templates of plain completion."""
     source = "{% for m in messages %}{{ m.content }}{{ '</s>' if m.role == 'assistant' else '' }}{% endfor %}"

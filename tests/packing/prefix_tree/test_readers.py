@@ -77,6 +77,15 @@ def test_documents_of_a_tree_hold_every_label_of_its_rows_once(rows: list[Row]) 
         assert elsewhere <= bool((labels == -100).all())
 
 
+def test_a_document_without_labels_is_no_branch_whose_labels_stand_elsewhere() -> None:
+    """Two rows of data, the second of which trains in what it shares with the first; beside them one that trains nothing."""
+    tree = {"input_ids": [1, 2, 3, 2, 4], "labels": [-100, 2, 3, -100, -100], "seq_lengths": [3, 3]}
+    tree |= {"seq_depths": [0, 1], "seq_parents": [-1, 0]}
+    plain = {"input_ids": [1, 2, 3], "labels": [-100] * 3, "seq_lengths": [3]}
+    assert [document.trained_elsewhere for document in documents_of(tree)] == [False, True]
+    assert [document.trained_elsewhere for document in documents_of(plain)] == [False]
+
+
 @pytest.mark.parametrize("template", ["qwen3", "gptoss"])
 @pytest.mark.parametrize("thoughts", [("Let me see.", "Hm.", "Well."), ("", "", ""), ("", "Hm.", "")])
 def test_an_audit_of_trees_says_of_a_split_history_what_one_of_its_rows_says(
