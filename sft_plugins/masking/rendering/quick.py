@@ -61,7 +61,7 @@ TAKEN = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template)
 
 def has_plain_way(tokenizer: Any) -> bool:
     """Whether conversations are rendered by transformers' own method, which is what `QuickTemplate` repeats."""
-    own = inspect.getattr_static(tokenizer, "apply_chat_template", None)
+    own = getattr(getattr(tokenizer, "apply_chat_template", None), "__func__", None)
     return own is PreTrainedTokenizerBase.apply_chat_template
 
 

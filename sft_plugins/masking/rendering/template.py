@@ -61,7 +61,6 @@ class ChatRenderer:
         self.chat_template = chat_template
         self._watched: dict[str, WatchedTemplate] = {}
         self._quick: dict[str, QuickTemplate | None] = {}  # None: found to write something else
-        self._may_be_quick = has_plain_way(tokenizer)
         self._tails: dict[tuple[str, str | None], str | None] = {}
         self._rendered = 0
 
@@ -100,7 +99,7 @@ class ChatRenderer:
     def _quickly(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str | None:
         kwargs, tools = conversation.template_kwargs, conversation.tools
         if (
-            not self._may_be_quick
+            not has_plain_way(self.tokenizer)
             or not TAKEN.isdisjoint(kwargs)
             or not all(isinstance(tool, dict) for tool in tools or ())
         ):

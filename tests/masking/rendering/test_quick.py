@@ -132,8 +132,10 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked_each_time(monkeypatch: pytes
     own = Own(tokenizer_object=build_tokenizer("qwen").backend_tokenizer)
     assert asked(ChatRenderer(own, LOOK_UPS["keys"]), monkeypatch, 2) == ({"own"}, 2)
     set_on_it = build_tokenizer("qwen")
-    set_on_it.apply_chat_template = own.apply_chat_template
-    assert asked(ChatRenderer(set_on_it, LOOK_UPS["keys"]), monkeypatch, 2) == ({"own"}, 2)
+    renderer = ChatRenderer(set_on_it, LOOK_UPS["keys"])
+    assert asked(renderer, monkeypatch, 2)[1] == 1
+    set_on_it.apply_chat_template = own.apply_chat_template  # later than the renderer was made
+    assert asked(renderer, monkeypatch, 2) == ({"own"}, 2)
 
 
 @pytest.mark.parametrize(
