@@ -13,6 +13,7 @@ from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.values import Written
 from sft_plugins.masking.rendering.quick import EVERY, QuickTemplate
 from sft_plugins.masking.rendering.template import ChatRenderer
+from testkit.renderings import counting_plain_ones
 from testkit.tokenizers import build_tokenizer
 
 ASKED: list[dict[str, Any]] = [
@@ -83,30 +84,19 @@ def test_mappings_read_from_json_text_are_shown_as_mappings() -> None:
     assert '"arguments": {"x": null}' in plain
 
 
-def asked(
-    renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch, times: int = 1, **kwargs: Any
-) -> tuple[set[str], int]:
+def asked(renderer: ChatRenderer, times: int = 1, **kwargs: Any) -> tuple[set[str], int]:
     """Texts that `render` gives, and how often the plain way was gone."""
-    calls = 0
-    plain = ChatRenderer._plainly
-
-    def counted(self: ChatRenderer, *args: Any, **flags: Any) -> str:
-        nonlocal calls
-        calls += 1
-        return plain(self, *args, **flags)
-
     conversation = Conversation(ASKED, [], **kwargs)
-    with monkeypatch.context() as patch:
-        patch.setattr(ChatRenderer, "_plainly", counted)
-        made = {renderer.render(ASKED, conversation, generation_prompt=False) for _ in range(times)}
-    return made, calls
+    return counting_plain_ones(
+        lambda: {renderer.render(ASKED, conversation, generation_prompt=False) for _ in range(times)}
+    )
 
 
-def test_the_first_rendering_and_one_in_a_while_are_held_to_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_rendering_and_one_in_a_while_are_held_to_the_plain_one() -> None:
     renderer = ChatRenderer(build_tokenizer("qwen"), LOOK_UPS["keys"])
-    assert asked(renderer, monkeypatch)[1] == 1
-    assert asked(renderer, monkeypatch, EVERY - 1)[1] == 0
-    assert asked(renderer, monkeypatch)[1] == 1
+    assert asked(renderer)[1] == 1
+    assert asked(renderer, EVERY - 1)[1] == 0
+    assert asked(renderer)[1] == 1
 
 
 @pytest.mark.parametrize("from_the_start", [True, False])
@@ -114,28 +104,28 @@ def test_a_template_that_is_rendered_otherwise_goes_the_plain_way_for_good(
     from_the_start: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renderer = ChatRenderer(build_tokenizer("qwen"), LOOK_UPS["keys"])
-    (right,), _ = asked(renderer, monkeypatch, 1 if from_the_start else EVERY)
+    (right,), _ = asked(renderer, 1 if from_the_start else EVERY)
     if from_the_start:
         renderer._quick.clear()
     own = QuickTemplate.render
     monkeypatch.setattr(QuickTemplate, "render", lambda self, *given: (own(self, *given) or "") + "!")
-    made, calls = asked(renderer, monkeypatch, 3)
+    made, calls = asked(renderer, 3)
     assert made == {right}
     assert calls == 3
 
 
-def test_a_tokenizer_with_a_way_of_its_own_is_asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_with_a_way_of_its_own_is_asked_each_time() -> None:
     class Own(PreTrainedTokenizerFast):
         def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
             return "own"
 
     own = Own(tokenizer_object=build_tokenizer("qwen").backend_tokenizer)
-    assert asked(ChatRenderer(own, LOOK_UPS["keys"]), monkeypatch, 2) == ({"own"}, 2)
+    assert asked(ChatRenderer(own, LOOK_UPS["keys"]), 2) == ({"own"}, 2)
     set_on_it = build_tokenizer("qwen")
     renderer = ChatRenderer(set_on_it, LOOK_UPS["keys"])
-    assert asked(renderer, monkeypatch, 2)[1] == 1
+    assert asked(renderer, 2)[1] == 1
     set_on_it.apply_chat_template = own.apply_chat_template  # later than the renderer was made
-    assert asked(renderer, monkeypatch, 2) == ({"own"}, 2)
+    assert asked(renderer, 2) == ({"own"}, 2)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +133,7 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked_each_time(monkeypatch: pytes
     [{"template_kwargs": {"documents": [{"title": "d"}]}}, {"template_kwargs": {"padding": False}}],
     ids=["documents", "an argument"],
 )
-def test_arguments_of_the_plain_way_are_left_to_it(kwargs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_the_plain_way_are_left_to_it(kwargs: Any) -> None:
     renderer = ChatRenderer(build_tokenizer("qwen"), LOOK_UPS["keys"])
-    asked(renderer, monkeypatch)
-    assert asked(renderer, monkeypatch, 2, **kwargs)[1] == 2
+    asked(renderer)
+    assert asked(renderer, 2, **kwargs)[1] == 2

@@ -22,6 +22,7 @@ from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, CONVERSATIONS, TemplateKnobs, conversations, templates
 from testkit.properties import quiet
+from testkit.renderings import counting_plain_ones
 from testkit.tokenizers import CHATML, build_tokenizer, template_names, tokenizer_for_template
 
 MANY = [
@@ -301,21 +302,6 @@ TAILS = {
 }  # fmt: skip
 
 
-def rendered_plainly(monkeypatch: pytest.MonkeyPatch, renderer: ChatRenderer, conversation: Conversation) -> int:
-    calls = 0
-    plain = ChatRenderer._plainly
-
-    def counted(self: ChatRenderer, *args: Any, **kwargs: Any) -> str:
-        nonlocal calls
-        calls += 1
-        return plain(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ChatRenderer, "_plainly", counted)
-        texts(renderer, conversation, shortcut=True)
-    return calls
-
-
 def conversation_of(messages: list[dict[str, str]], **kwargs: Any) -> Conversation:
     return Conversation(messages, [m["role"] == "assistant" for m in messages], template_kwargs=kwargs)
 
@@ -330,11 +316,12 @@ def test_a_remembered_tail_of_the_prompt_is_that_of_the_conversation(name: str) 
     assert len({row[-1].prompt[-5:] for row in made if not isinstance(row, str)}) == 2
 
 
-def test_a_second_conversation_is_rendered_once_and_one_in_a_while_is_held_to_the_plain_rendering(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_second_conversation_is_rendered_once_and_one_in_a_while_is_held_to_the_plain_rendering() -> None:
     renderer = ChatRenderer(bare_tokenizer(), CHATML)
-    calls = [rendered_plainly(monkeypatch, renderer, conversation_of(row)) for row in [MANY, WITH_SYSTEM] * 40]
+    calls = [
+        counting_plain_ones(lambda row=row: texts(renderer, conversation_of(row), shortcut=True))[1]
+        for row in [MANY, WITH_SYSTEM] * 40
+    ]
     assert calls[:3] == [2, 0, 0]
     assert sum(calls) == 4
 
