@@ -17,7 +17,7 @@ from sft_plugins.packing.arrow import Ints, TokenColumn
 from sft_plugins.packing.compiled import compiled
 from sft_plugins.packing.prefix_tree.beginnings import may_share
 from sft_plugins.packing.prefix_tree.order import sort_rows
-from sft_plugins.packing.prefix_tree.share import share_rows
+from sft_plugins.packing.prefix_tree.share import branches, share_rows, shared_tokens
 
 LEAST = 16
 """A fork that would share fewer tokens is not taken: each costs a repeated token and a piece of attention of its own."""
@@ -66,19 +66,13 @@ def fold(ids: TokenColumn, labels: TokenColumn, lengths: Ints, capacity: int, *,
         return _apart(lengths)
     ids_in, labels_in = _Readable.of(ids), _Readable.of(labels)
     alone = np.setdiff1d(np.arange(len(lengths)), order, assume_unique=True)
-    compiled(sort_rows)(ids_in.values, ids_in.chunk, ids_in.start, lengths, order)
+    tokens_in = ids_in.values, ids_in.chunk, ids_in.start
+    marks_in = labels_in.values, labels_in.chunk, labels_in.start
+    compiled(sort_rows)(*tokens_in, lengths, order)
+    shared = compiled(shared_tokens)(*tokens_in, *marks_in, lengths, order, least, IGNORE_INDEX)
+    together = compiled(branches)(lengths, order, shared)
     rows, depths, parents, trees, tokens, in_tree, *added, cut = compiled(share_rows)(
-        ids_in.values,
-        ids_in.chunk,
-        ids_in.start,
-        labels_in.values,
-        labels_in.chunk,
-        labels_in.start,
-        lengths,
-        order,
-        capacity,
-        least,
-        IGNORE_INDEX,
+        *marks_in, lengths, order, shared, together, capacity, IGNORE_INDEX
     )
     more = np.stack(added, axis=1)
     nothing = np.zeros(len(alone), np.int64)

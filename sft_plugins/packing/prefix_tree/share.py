@@ -1,4 +1,4 @@
-"""What each row shares with the row before it, in sorted order: one pass, in which rows become segments of trees.
+"""What each row shares with the row before it, in sorted order, and the segments of trees that rows become.
 
 Written for numba (`compiled`), runnable as plain Python.
 
@@ -7,6 +7,9 @@ Written for numba (`compiled`), runnable as plain Python.
     A B            no segment: all of it is there; a token that it trains is labelled there
 
 Invariant: a token that two rows train is never shared: the second branches before it.
+
+A tree that would grow beyond its capacity is cut at a fork, and the new one repeats what stands before the fork. So it is cut
+early, where little stands before it: in front of a row whose branches do not all fit any more, but would in a tree anew.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[Any]
 
 
-def share_rows(
+def shared_tokens(
     ids: Sequence[Ints],
     ids_chunk: Ints,
     ids_start: Ints,
@@ -29,16 +32,80 @@ def share_rows(
     labels_start: Ints,
     length: Ints,
     order: Ints,
-    capacity: int,
     least: int,
+    ignore: int,
+) -> Ints:
+    """How many tokens each row in `order` has in common with the rows before it, up to the first that two of them train.
+
+    Args:
+        length: tokens of each row; order: the rows, sorted by `sort_rows`.
+        least: forks that would share fewer tokens are not taken.
+    """
+    longest = 0
+    for row in order:
+        longest = max(longest, length[row])
+    trained = np.zeros(longest, np.bool_)  # which tokens of the path so far some row trains
+    found = np.zeros(len(order), np.int64)
+    before = -1
+    for i in range(len(order)):
+        row = order[i]
+        size = length[row]
+        tokens, at = ids[ids_chunk[row]], ids_start[row]
+        marks, mark = labels[labels_chunk[row]], labels_start[row]
+        shared = 0
+        if before >= 0:
+            earlier, there = ids[ids_chunk[before]], ids_start[before]
+            for q in range(min(size, length[before])):
+                if tokens[at + q] != earlier[there + q] or (trained[q] and marks[mark + q] != ignore):
+                    break
+                shared = q + 1
+        before = row
+        if shared < size and shared - 1 < least:
+            shared = 0
+        for q in range(shared):
+            trained[q] |= marks[mark + q] != ignore
+        for q in range(shared, size):
+            trained[q] = marks[mark + q] != ignore
+        found[i] = shared
+    return found
+
+
+def branches(length: Ints, order: Ints, shared: Ints) -> Ints:
+    """Tokens that each row in `order` adds to the tree, together with all rows behind it that branch from what it adds."""
+    n = len(order)
+    found = np.zeros(n, np.int64)
+    ends = np.empty(n + 1, np.int64)  # those of the groups that are still open, innermost last
+    upto = np.zeros(n + 1, np.int64)
+    for i in range(n):
+        size = length[order[i]]
+        upto[i + 1] = upto[i] + (size - shared[i] + 1 if shared[i] < size else 0)
+    count = 0
+    for i in range(n - 1, -1, -1):
+        while count > 0 and shared[ends[count - 1]] > shared[i]:
+            count -= 1
+        found[i] = upto[ends[count - 1] if count > 0 else n] - upto[i]
+        ends[count] = i
+        count += 1
+    return found
+
+
+def share_rows(
+    labels: Sequence[Ints],
+    labels_chunk: Ints,
+    labels_start: Ints,
+    length: Ints,
+    order: Ints,
+    shared_with: Ints,
+    together: Ints,
+    capacity: int,
     ignore: int,
 ) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
     """Segments and trees of the rows in `order`.
 
     Args:
         length: tokens of each row, all at most `capacity`; order: the rows, sorted by `sort_rows`.
+        shared_with: `shared_tokens` of each; together: its `branches`.
         capacity: a tree has no more tokens.
-        least: forks that would share fewer tokens are not taken.
 
     Returns:
         Of each segment, parents first and trees one after the other: row, position of its first token in it, parent (-1 for a
@@ -53,41 +120,29 @@ def share_rows(
     tokens_of, in_tree = np.empty(n, np.int64), np.empty(n, np.int64)
     more = np.empty((16, 3), np.int64)
     cut = np.zeros(2, np.int64)
-    trained = np.zeros(longest, np.bool_)  # which tokens of the path so far some row trains
     path = np.empty(longest + 1, np.int64)  # segments on the path, and where they begin
     begins = np.empty(longest + 1, np.int64)
     segments, trees, added, on_path = 0, 0, 0, 0
-    before = -1
-    for row in order:
+    for i in range(len(order)):
+        row, shared = order[i], shared_with[i]
         size = length[row]
-        tokens, at = ids[ids_chunk[row]], ids_start[row]
         marks, mark = labels[labels_chunk[row]], labels_start[row]
-        shared = 0  # tokens that stand on the path, up to the first that both train
-        if before >= 0:
-            earlier, there = ids[ids_chunk[before]], ids_start[before]
-            for q in range(min(size, length[before])):
-                if tokens[at + q] != earlier[there + q] or (trained[q] and marks[mark + q] != ignore):
-                    break
-                shared = q + 1
-        before = row
         new = size - shared + 1  # the fork's token is repeated
-        if shared < size:
-            if shared - 1 < least:
+        if 0 < shared < size:
+            # Where rows share little, large trees would leave more room empty than they save.
+            limit = capacity if 2 * (shared - 1) >= new else capacity // 8
+            # What branches from this row belongs with it, unless it fits no tree at all.
+            wanted = together[i] if together[i] + shared - 1 <= limit else new
+            if tokens_of[trees - 1] + wanted > limit:
+                cut[0] += 1
+                cut[1] += shared - 1
                 shared = 0
-            else:
-                # Where rows share little, large trees would leave more room empty than they save.
-                limit = capacity if 2 * (shared - 1) >= new else capacity // 8
-                if tokens_of[trees - 1] + new > limit:
-                    cut[0] += 1
-                    cut[1] += shared - 1
-                    shared = 0
         if shared > 0:
             owner = 0
             for q in range(1, shared):
                 while owner + 1 < on_path and begins[owner + 1] < q:  # a branch's first token is its parent's, repeated
                     owner += 1
                 if marks[mark + q] != ignore:
-                    trained[q] = True
                     segment = path[owner]
                     if added > 0 and more[added - 1, 0] == segment and more[added - 1, 2] == q:
                         more[added - 1, 2] = q + 1
@@ -115,8 +170,6 @@ def share_rows(
         path[on_path], begins[on_path] = segments, fork
         on_path += 1
         segments += 1
-        for q in range(shared, size):
-            trained[q] = marks[mark + q] != ignore
     more = more[:added]
     return (
         of_row[:segments],

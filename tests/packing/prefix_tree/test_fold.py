@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_plugins.packing.arrow import TokenColumn
+from sft_plugins.packing.compiled import compiled
 from sft_plugins.packing.prefix_tree import beginnings
 from sft_plugins.packing.prefix_tree import fold as module
 from sft_plugins.packing.prefix_tree.fold import Forest, fold
 from sft_plugins.packing.prefix_tree.order import sort_rows
 from sft_plugins.packing.prefix_tree.rows import lay
+from sft_plugins.packing.prefix_tree.share import branches
 from testkit.prefix_forest import Row, fold_slowly, forests, paths_of, segments_of, trained
 
 
@@ -69,6 +71,36 @@ def test_trees_are_cut_where_they_do_not_fit(rows: list[Row], more: int) -> None
     assert (forest.cuts > 0) == (forest.repeated > 0)
     if not forest.cuts:
         assert forest.tokens.sum() == whole.tokens.sum()
+
+
+def test_a_tree_is_cut_where_little_is_repeated() -> None:
+    """Nine conversations of four turns behind one system prompt of ten tokens; a row holds two and a half of them."""
+    rows: list[Row] = []
+    for talk in range(9):
+        history = [*range(10), *(100 * (talk + 1) + token for token in range(15))]
+        for turn in range(4):
+            said = 10 + 5 * turn
+            ids = [*history[:said], 50 + turn, 60 + talk]
+            rows.append((ids, [-100] * said + ids[said:]))
+    one = folded(rows[:4])[0].tokens.sum()
+    forest, paths = folded(rows, int(2.5 * one))
+    assert trained(paths) == trained(rows)
+    assert len(forest.tokens) == 4
+    assert forest.cuts == 3
+    assert forest.repeated == 3 * 9  # the system prompt up to its last token, and no turn of any conversation
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=20))
+def test_what_a_row_adds_is_all_that_branches_from_it(rows: list[tuple[int, int]]) -> None:
+    length = np.array([size for size, _ in rows])
+    shared = np.array([min(size, common) for size, common in rows])
+    added = [size - common + 1 if common < size else 0 for size, common in zip(length, shared, strict=True)]
+    order = np.arange(len(rows))[::-1]
+    found = compiled(branches)(length[order], order, shared)
+    for first in range(len(rows)):
+        end = next((i for i in range(first + 1, len(rows)) if shared[i] <= shared[first]), len(rows))
+        assert found[first] == sum(added[first:end])
 
 
 @settings(max_examples=300, deadline=None)
@@ -178,6 +210,8 @@ def test_one_short_row_puts_no_other_through_the_fold(monkeypatch: pytest.Monkey
     compile_ = module.compiled
 
     def watched(function: Any) -> Any:
+        if function is not sort_rows:
+            return compile_(function)
         return lambda *arguments: seen.append(len(arguments[4])) or compile_(function)(*arguments)
 
     monkeypatch.setattr(module, "compiled", watched)
@@ -185,7 +219,7 @@ def test_one_short_row_puts_no_other_through_the_fold(monkeypatch: pytest.Monkey
     folded([*rows, ([90, 91], [-100, 91])], least=16)
     assert seen == []
     folded([*rows, ([7, 7], [-100, -100])], least=16)
-    assert seen[0] == 2  # the short row, and the one that it begins
+    assert seen == [2]  # the short row, and the one that it begins
 
 
 def test_forks_that_share_little_are_not_taken() -> None:
