@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sft_plugins.masking.examples.formats import Conversation
@@ -51,50 +51,55 @@ class Slot(NamedTuple):
             yield json.dumps(self.text.strip(), ensure_ascii=ascii_only)[1:-1]
 
 
-@dataclass(frozen=True)
-class Planted:
+class Planted(NamedTuple):
     """A conversation whose texts are marks; `slots[n]` is what mark n stands for."""
 
     conversation: Conversation
     slots: list[Slot]
-    shape: Hashable
 
 
 def plant(conversation: Conversation, end: int, *, behind: bool = False, only: int | None = None) -> Planted:
-    """`conversation.messages[:end]` with marks in place of its texts, or `behind` them; then maybe of one owner's `only`."""
+    """`conversation.messages[:end]` with marks in place of its texts, or `behind` them; then maybe of one owner's `only`.
+
+    Marks are numbered in the order of their places, messages last, so that what is planted before a message is the same
+    whatever follows.
+    """
     planting = _Planting(behind, only)
+    tools, kwargs = planting.around(conversation)
     messages = [planting.message(i, message) for i, message in enumerate(conversation.messages[:end])]
-    tools = conversation.tools and [planting.tool(tool) for tool in conversation.tools]
-    kwargs = dict(conversation.template_kwargs)
-    if kwargs.get("documents"):
-        kwargs["documents"] = [planting.document(document) for document in kwargs["documents"]]
-    planted = replace(conversation, messages=messages, tools=tools, template_kwargs=kwargs)
-    # Marks are numbered in the order of their places, so equal shapes are equal planted conversations.
-    return Planted(planted, planting.slots, repr((messages, tools, kwargs)))
+    return Planted(replace(conversation, messages=messages, tools=tools, template_kwargs=kwargs), planting.slots)
 
 
 def outline(conversation: Conversation, end: int) -> tuple[Hashable, list[Slot]]:
-    """Shape and slots of `conversation.messages[:end]`; those of `plant`, at less cost where messages are plain."""
-    if end not in conversation.outlines:
-        conversation.outlines[end] = _outline(conversation, end)
-    found: tuple[Hashable, list[Slot]] = conversation.outlines[end]
-    return found
+    """Shape and slots of `conversation.messages[:end]`; equal shapes are equal planted conversations."""
+    if Outline not in conversation.kept:
+        conversation.kept[Outline] = Outline(conversation)
+    found: Outline = conversation.kept[Outline]
+    return found.until(end)
 
 
-def _outline(conversation: Conversation, end: int) -> tuple[Hashable, list[Slot]]:
-    slots: list[Slot] = []
-    roles: list[str] = []
-    for index, message in enumerate(conversation.messages[:end]):
-        content, role = message.get("content"), message["role"]
-        if len(message) != 2 or not isinstance(content, str) or not content.strip() or _thinks(content, role):
-            break
-        roles.append(role)
-        slots.append(Slot(index, "content", content))
-    else:
-        if not conversation.tools and not conversation.template_kwargs:
-            return tuple(roles), slots
-    planted = plant(conversation, end)
-    return planted.shape, planted.slots
+class Outline:
+    """Shapes and slots of all beginnings of a conversation, each message planted once."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._messages = conversation.messages
+        self._planting = _Planting(behind=False, only=None)
+        self._around = repr(self._planting.around(conversation))
+        self._shapes: list[str] = []
+        self._slots = [len(self._planting.slots)]  # before each message
+
+    def until(self, end: int) -> tuple[Hashable, list[Slot]]:
+        slots = self._planting.slots
+        for index in range(len(self._shapes), end):
+            message = self._messages[index]
+            content, role = message.get("content"), message["role"]
+            if len(message) == 2 and isinstance(content, str) and content.strip() and not _thinks(content, role):
+                self._shapes.append(role)  # at less cost: a text between a role and nothing else
+                slots.append(Slot(index, "content", content))
+            else:
+                self._shapes.append(repr(self._planting.message(index, message)))
+            self._slots.append(len(slots))
+        return (self._around, *self._shapes[:end]), slots[: self._slots[end]]
 
 
 def _thinks(text: str, role: str) -> bool:
@@ -124,6 +129,14 @@ class _Planting:
             return f"Zq{number:05}qZ"
         whole = int(f"98{number:05}89")
         return whole if isinstance(text, int) else whole + 0.5
+
+    def around(self, conversation: Conversation) -> tuple[Any, dict[str, Any]]:
+        """Tools and arguments of the template."""
+        tools = conversation.tools and [self.tool(tool) for tool in conversation.tools]
+        kwargs = dict(conversation.template_kwargs)
+        if kwargs.get("documents"):
+            kwargs["documents"] = [self.document(document) for document in kwargs["documents"]]
+        return tools, kwargs
 
     def message(self, index: int, message: Message) -> Message:
         made: Message = {}

@@ -122,7 +122,11 @@ def _spans_before_marks(marked: str, rendered: str, slots: Sequence[Slot]) -> li
 
 
 def _lost(slots: Sequence[Slot], spans: Sequence[Span], turns: Sequence[Turn]) -> Slot | None:
-    """The first slot whose text is not where one of `turns`, which share a row, needs it."""
+    """The first slot whose text is not where one of `turns`, which share a row, needs it; those of messages first."""
+    return min(_all_lost(slots, spans, turns), key=lambda slot: slot.owner < 0, default=None)
+
+
+def _all_lost(slots: Sequence[Slot], spans: Sequence[Span], turns: Sequence[Turn]) -> Iterator[Slot]:
     places: list[list[Span]] = [[] for _ in slots]
     for span in spans:
         places[span.slot].append(span)
@@ -133,13 +137,12 @@ def _lost(slots: Sequence[Slot], spans: Sequence[Span], turns: Sequence[Turn]) -
         at = bisect_right(indices, slot.owner)
         # Prompts grow, so what is in the next turn's is in all that follow.
         if slot.needed == "always" and at < len(turns) and not any(span.end <= len(turns[at].prompt) for span in found):
-            return slot
-        if at and indices[at - 1] == slot.owner:
+            yield slot
+        elif at and indices[at - 1] == slot.owner:
             turn = turns[at - 1]
             end = len(turn.prompt) + len(turn.response)
             if not any(len(turn.prompt) <= span.start and span.end <= end for span in found):
-                return slot
-    return None
+                yield slot
 
 
 def _content_lost(slot: Slot, conversation: Conversation) -> MaskingError:

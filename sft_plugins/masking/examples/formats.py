@@ -44,8 +44,8 @@ class Conversation:
     trainable: list[bool]
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    # Outlines by their end (`coverage/planting.py`), which more than one check asks for.
-    outlines: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # What was made of this conversation and will be asked for again, by its class (`coverage/planting.py`).
+    kept: dict[type, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def texts(self) -> list[str]:
