@@ -22,6 +22,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
+from sft_plugins.masking.encoding.ahead import in_turn
 from sft_plugins.masking.encoding.fast import EncoderDiffersError
 from sft_plugins.masking.encoding.garbage import no_search_for_cycles
 from sft_plugins.masking.examples.columns import Reading, unread_switches
@@ -184,9 +185,10 @@ class PromptMasker:
             EncoderDiffersError: batches before this one may hold other ids than the tokenizer's; see `encoding/fast.py`.
         """
         with no_search_for_cycles():
-            plans = [self._plan(example) for example in examples]
-            ids = iter(encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
-            made = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
+            made: list[Outcome] = []
+            for plans, encoded in in_turn(list(examples), self._plans, self._ids, ahead=self._text.is_direct):
+                ids = iter(encoded)
+                made += [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
             return [self._fitted(outcome) for outcome in self._checked(made)]
 
     @property
@@ -238,6 +240,13 @@ class PromptMasker:
             asdict(self.options),
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _plans(self, examples: list[Mapping[str, Any]]) -> list[list[Turn] | Outcome]:
+        return [self._plan(example) for example in examples]
+
+    def _ids(self, plans: list[list[Turn] | Outcome]) -> list[list[TurnIds]]:
+        """Of the plans that are turns, in order."""
+        return encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)])
 
     def _plan(self, example: Mapping[str, Any]) -> list[Turn] | Outcome:
         """The turns of a row, or what became of it already: its ids are given, or it is refused."""

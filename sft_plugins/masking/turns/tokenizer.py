@@ -60,26 +60,35 @@ class TextTokenizer:
         """Ids of each text, without special tokens added: what `apply_chat_template(tokenize=True)` does with its text."""
         if not texts:
             return []
-        # Calls with padding or truncation leave those switched on in the backend; then only the public way is exact.
-        if self.batch is not None and self._backend.padding is None and self._backend.truncation is None:
-            return self.batch(texts)
-        return self._public(texts)
+        return self.batch(texts) if self.batch is not None and self.is_direct else self._public(texts)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the Rust backend encodes by itself, which changes nothing in it and needs no lock of Python's.
+
+        Calls with padding or truncation leave those switched on in the backend; then only the public way is exact.
+        """
+        return self.batch is not None and self._backend.padding is None and self._backend.truncation is None
 
     def encode_short(self, text: str) -> list[int]:
         """`encode` of one recurring text (a generation prompt, say), remembered."""
-        if text not in self._short:
+        found = self._short.get(text)  # once: another thread may clear it between two looks
+        if found is None:
+            found = self.encode([text])[0]
             if len(self._short) > 4096:
                 self._short.clear()
-            self._short[text] = self.encode([text])[0]
-        return self._short[text]
+            self._short[text] = found
+        return found
 
     def short_is_exact(self, text: str) -> bool:
         """Whether the ids of a recurring text stand for its very bytes, remembered."""
-        if text not in self._short_exact:
+        found = self._short_exact.get(text)
+        if found is None:
+            found = self.decode_exactly([text], [self.encode_short(text)])
             if len(self._short_exact) > 4096:
                 self._short_exact.clear()
-            self._short_exact[text] = self.decode_exactly([text], [self.encode_short(text)])
-        return self._short_exact[text]
+            self._short_exact[text] = found
+        return found
 
     def encode_prompt(self, text: str) -> list[int]:
         """`tokenizer(text)` as generation is given it: the special tokens it puts in front, BOS at most once, none behind."""

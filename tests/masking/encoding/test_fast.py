@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from datasets import Dataset
 
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.masking.encoding import fast
+from sft_plugins.masking.encoding.ahead import ROWS as ROWS_AT_A_TIME
 from testkit.tokenizers import build_tokenizer
 
 ROWS = [
@@ -81,7 +83,8 @@ def test_rows_without_a_fault_come_from_the_quick_encoder(at_once: pytest.Monkey
     planted = Planted(tokenizer, lambda text: False)
     at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     assert masked(tokenizer) == plainly(at_once, tokenizer)
-    assert planted.calls == 5  # the probes, the first texts, and three batches
+    # The probes, the first texts, and what the tokenizer is given at a time of three batches.
+    assert planted.calls == 2 + sum(ceil(rows / ROWS_AT_A_TIME) for rows in (256, 256, 88))
 
 
 def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
@@ -99,7 +102,8 @@ def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
         for row in one.rows
     ]
     assert made == [row["input_ids"] for row in plainly(at_once, tokenizer)[0]]
-    assert planted.calls == 4  # the probes, the first texts, and two batches
+    # The probes, the first texts, the first batch; of the second the rows that show the fault and those begun meanwhile.
+    assert planted.calls == 2 + ceil(300 / ROWS_AT_A_TIME) + 2
     assert "not used any more" in caplog.text
 
 
