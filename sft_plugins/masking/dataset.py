@@ -230,7 +230,7 @@ def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.T
     sources = rows["source"].to_numpy()
     ids, offsets = _flat(rows["input_ids"])
     labels, _ = _flat(rows["labels"])
-    report.add_rows(sources, ids, labels, offsets, masker.token_names(np.unique(ids[labels != IGNORE_INDEX])))
+    report.add_rows(sources, ids, labels, offsets, masker.stop_token_names)
     for name in ("repeated_tokens", "lost_tokens"):
         setattr(report, name, getattr(report, name) + int(rows[name].to_numpy().sum()))
     report.lost_supervised_tokens += int(rows["lost_supervised"].to_numpy().sum())

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -221,9 +222,10 @@ class PromptMasker:
         text = self._renderer.render(conversation.messages, conversation, generation_prompt=True)
         return self._text.encode([text])[0]
 
-    def token_names(self, ids: Iterable[int]) -> dict[int, str]:
-        """The text of those of `ids` that stop generation, for reports."""
-        return {int(i): self._text.decode([int(i)]) for i in ids if int(i) in self.stop_token_ids}
+    @cached_property
+    def stop_token_names(self) -> dict[int, str]:
+        """The text of each id that stops generation, for reports."""
+        return {token: self._text.decode([token]) for token in self.stop_token_ids}
 
     def fingerprint(self) -> str:
         """Hash of all that decides the result: tokenizer, template, options and the version of this library."""
@@ -233,13 +235,14 @@ class PromptMasker:
         facts = [
             __version__,
             type(tokenizer).__name__,
-            self._text.definition(),
             tokenizer.special_tokens_map,
             tokenizer.chat_template,  # all of them, where it has one for tools besides
             sorted(self.stop_token_ids),
             asdict(self.options),
         ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        digest.update(self._text.definition().encode())  # megabytes, which JSON would go through once more
+        return digest.hexdigest()[:32]
 
     def _plans(self, examples: list[Mapping[str, Any]]) -> list[list[Turn] | Outcome]:
         return [self._plan(example) for example in examples]

@@ -157,7 +157,7 @@ def main() -> None:
         mesh_on_the_cpu()
     sys.argv = sys.argv[:1]  # Axolotl's commands parse what is left
     load_on_the_cpu()
-    # Axolotl takes the process group down after a run; the next run needs it, and `leave_process_group` is not misled.
+    # Axolotl takes the process group down after a run; the next run needs it.
     torch.distributed.destroy_process_group = lambda *args, **kwargs: None
     found: dict[str, Any] = {}
     for name, path in plan:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from jinja2.environment import Environment, Template
@@ -31,6 +31,18 @@ _OF_LOOP = frozenset(
 _PLAIN = (str, int, float, bool, type(None))
 
 
+class Given(NamedTuple):
+    """A conversation as transformers hands it to a template, and what the template can look up besides."""
+
+    messages: Sequence[Any]
+    variables: dict[str, Any]
+
+
+def given(messages: Sequence[Any], variables: dict[str, Any]) -> Given | None:
+    """Looked at once for all beginnings of a conversation; None where transformers would hand over something else."""
+    return Given(aliased(messages), variables) if _are_plain(messages) and is_plain(variables) else None
+
+
 class QuickTemplate:
     """A chat template, compiled once.
 
@@ -44,13 +56,14 @@ class QuickTemplate:
         with suppress(TemplateError):  # named when the row is rendered plainly
             self._template = quick_environment(source).from_string(source)
 
-    def render(self, messages: Sequence[Any], variables: dict[str, Any]) -> str | None:
-        """None where this is no way to render it, or the template complains: the plain way says why."""
-        if self._template is None or not messages or not (_are_plain(messages) and is_plain(variables)):
+    def render(self, shown: Given, end: int, generation_prompt: bool) -> str | None:
+        """The first `end` messages; None where there are none or the template complains: the plain way says why."""
+        if self._template is None or not end:
             return None
         self.renderings += 1
+        variables = {**shown.variables, "add_generation_prompt": generation_prompt, "messages": shown.messages[:end]}
         try:
-            return self._template.render({**variables, "messages": aliased(messages)})
+            return self._template.render(variables)
         except Exception:
             return None
 

@@ -9,6 +9,7 @@ strings.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
 from sft_plugins.masking.rendering.prefixes import WatchedTemplate
-from sft_plugins.masking.rendering.quick import EVERY, TAKEN, QuickTemplate, has_plain_way
+from sft_plugins.masking.rendering.quick import EVERY, TAKEN, QuickTemplate, given, has_plain_way
 
 
 class TurnText(NamedTuple):
@@ -93,31 +94,33 @@ class ChatRenderer:
 
     def render(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str:
         """`apply_chat_template(tokenize=False)`; whatever the template raises comes back with its context."""
-        quick = self._quickly(messages, conversation, generation_prompt=generation_prompt)
-        return self._plainly(messages, conversation, generation_prompt=generation_prompt) if quick is None else quick
+        return self._beginnings(messages, conversation)(len(messages), generation_prompt)
 
-    def _quickly(self, messages: list[Message], conversation: Conversation, *, generation_prompt: bool) -> str | None:
-        kwargs, tools = conversation.template_kwargs, conversation.tools
-        if (
-            not has_plain_way(self.tokenizer)
-            or not TAKEN.isdisjoint(kwargs)
-            or not all(isinstance(tool, dict) for tool in tools or ())
-        ):
-            return None
-        source = self.template_source(tools)
+    def _beginnings(self, messages: list[Message], conversation: Conversation) -> Callable[[int, bool], str]:
+        """`render` of the first so many of `messages`, which are looked at once for all of them."""
+        source = self.template_source(conversation.tools)
+        shown = given(messages, self._variables(conversation)) if self._has_plain_way(conversation) else None
         if source not in self._quick:
             self._quick[source] = QuickTemplate(source)
-        template = self._quick[source]
-        if template is None:
-            return None
-        variables = {**self._variables(conversation), "add_generation_prompt": generation_prompt}
-        found = template.render(messages, variables)
-        if found is None or template.renderings % EVERY != 1:
-            return found
-        plain = self._plainly(messages, conversation, generation_prompt=generation_prompt)
-        if found != plain:
-            self._quick[source] = None
-        return plain
+
+        def render(end: int, generation_prompt: bool) -> str:
+            quick = self._quick[source]
+            found = quick.render(shown, end, generation_prompt) if quick and shown else None
+            if quick and found is not None and quick.renderings % EVERY != 1:
+                return found
+            plain = self._plainly(messages[:end], conversation, generation_prompt=generation_prompt)
+            if found is not None and found != plain:
+                self._quick[source] = None
+            return plain
+
+        return render
+
+    def _has_plain_way(self, conversation: Conversation) -> bool:
+        return (
+            has_plain_way(self.tokenizer)
+            and TAKEN.isdisjoint(conversation.template_kwargs)
+            and all(isinstance(tool, dict) for tool in conversation.tools or ())
+        )
 
     def _variables(self, conversation: Conversation) -> dict[str, Any]:
         """What a template can look up besides the messages."""
@@ -147,20 +150,22 @@ class ChatRenderer:
         """Texts of the supervised turns at `indices` (ascending). `shortcut=False` renders every prefix plainly."""
         messages = conversation.messages
         last = indices[-1]
-        render = self.render if shortcut else self._plainly
         found = self._shortcut(conversation, last) if shortcut else None
         texts, tail = found or ({}, "")
-        prompts = {} if found else {last: render(messages[:last], conversation, generation_prompt=True)}
+
+        def plainly(end: int, generation_prompt: bool) -> str:
+            return self._plainly(messages[:end], conversation, generation_prompt=generation_prompt)
+
+        render = self._beginnings(messages[: last + 1], conversation) if shortcut else plainly
+        prompts = {} if found else {last: render(last, True)}  # first of all: what it complains of is told
 
         def prompt(k: int) -> str:
             if k in texts:
                 return texts[k] + tail
-            return prompts.get(k) or render(messages[:k], conversation, generation_prompt=True)
+            return prompts.get(k) or render(k, True)
 
         def full(k: int) -> str:
-            if k + 1 in texts:
-                return texts[k + 1]
-            return render(messages[: k + 1], conversation, generation_prompt=False)
+            return texts[k + 1] if k + 1 in texts else render(k + 1, False)
 
         return [TurnText(k, prompt(k), full(k)) for k in indices]
 

@@ -243,7 +243,7 @@ def _piece_table(text: TextTokenizer) -> Pieces | None:
     """Bytes of every id, or None if this vocabulary has no fixed ones. Verified on text before it is trusted."""
     tokenizer = text.tokenizer
     tokens = tokenizer.convert_ids_to_tokens(list(range(text.size)))
-    if any(not isinstance(token, str) for token in tokens):
+    if {*map(type, tokens)} != {str}:
         return None
     added = {index: token.content for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     probes = dict(zip(_PROBES, text.encode([*_PROBES]), strict=True))

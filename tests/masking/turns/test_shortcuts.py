@@ -365,7 +365,7 @@ def outcomes(tokenizer: Any, rows: list[dict[str, Any]], **options: Any) -> list
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch, function: Callable[[], list[Any]]) -> list[Any]:
     with monkeypatch.context() as patch:
         patch.setattr(WatchedTemplate, "prefixes", lambda self, messages, variables: None)
-        patch.setattr(QuickTemplate, "render", lambda self, messages, variables: None)
+        patch.setattr(QuickTemplate, "render", lambda self, shown, end, generation_prompt: None)
         patch.setattr(TextTokenizer, "is_safe_joint", lambda self, text: False)
         patch.setattr(TextTokenizer, "safe_joints", lambda self, text: [])
         return function()
