@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
-from sft_plugins.masking.encoding.ahead import in_turn
+from sft_plugins.masking.encoding.ahead import encoded_ahead
 from sft_plugins.masking.encoding.fast import EncoderDiffersError
 from sft_plugins.masking.encoding.garbage import no_search_for_cycles
 from sft_plugins.masking.examples.columns import Reading, unread_switches
@@ -38,9 +38,12 @@ from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.masking.turns.turns import Turn, TurnIds, encode_turns, plan_pair, plan_turns
+from sft_plugins.masking.turns.turns import Cuts, Turn, TurnIds, cut_turns, plan_pair, plan_turns, turn_ids
 
 logger = logging.getLogger(__name__)
+
+_CHARACTERS = 1 << 15
+_FEW = 16  # rows for which no thread is worth starting
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Outcome:
     rows: list[MaskedExample]
     errors: list[MaskingError]
     too_long: bool = False
+
+
+class _Planned(NamedTuple):
+    """Some rows of data before their texts are ids: for each its turns or what became of it, and the texts of all turns."""
+
+    plans: list[list[Turn] | Outcome]
+    cuts: Cuts
 
 
 class PromptMasker:
@@ -187,9 +197,9 @@ class PromptMasker:
         """
         with no_search_for_cycles():
             made: list[Outcome] = []
-            for plans, encoded in in_turn(list(examples), self._plans, self._ids, ahead=self._text.is_direct):
-                ids = iter(encoded)
-                made += [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in plans]
+            for planned, encoded in self._with_ids(list(examples)):
+                ids = iter(turn_ids(self._text, planned.cuts, encoded))
+                made += [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in planned.plans]
             return [self._fitted(outcome) for outcome in self._checked(made)]
 
     @property
@@ -244,12 +254,26 @@ class PromptMasker:
         digest.update(self._text.definition().encode())  # megabytes, which JSON would go through once more
         return digest.hexdigest()[:32]
 
-    def _plans(self, examples: list[Mapping[str, Any]]) -> list[list[Turn] | Outcome]:
-        return [self._plan(example) for example in examples]
+    def _with_ids(self, examples: list[Mapping[str, Any]]) -> Iterator[tuple[_Planned, list[list[int]]]]:
+        """Some rows at a time, with the ids of `planned.cuts.texts`."""
+        planned, encode = self._planned(examples), lambda some: self._text.encode(some.cuts.texts)
+        if len(examples) > _FEW and self._text.is_direct:
+            return encoded_ahead(planned, encode)
+        return ((some, encode(some)) for some in planned)
 
-    def _ids(self, plans: list[list[Turn] | Outcome]) -> list[list[TurnIds]]:
-        """Of the plans that are turns, in order."""
-        return encode_turns(self._text, [plan for plan in plans if isinstance(plan, list)])
+    def _planned(self, examples: list[Mapping[str, Any]]) -> Iterator[_Planned]:
+        """Plans of all rows, some at a time: enough text for the tokenizer to be asked seldom, little enough to begin soon."""
+        plans: list[list[Turn] | Outcome] = []
+        characters = 0
+        for example in examples:
+            plan = self._plan(example)
+            plans.append(plan)
+            characters += len(plan[-1].prompt) + len(plan[-1].response) if isinstance(plan, list) else 0
+            if characters > _CHARACTERS:
+                yield _Planned(plans, cut_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
+                plans, characters = [], 0
+        if plans:
+            yield _Planned(plans, cut_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
 
     def _plan(self, example: Mapping[str, Any]) -> list[Turn] | Outcome:
         """The turns of a row, or what became of it already: its ids are given, or it is refused."""

@@ -131,17 +131,23 @@ def _all_lost(slots: Sequence[Slot], spans: Sequence[Span], turns: Sequence[Turn
     for span in spans:
         places[span.slot].append(span)
     indices = [turn.index for turn in turns]
+    begins = [len(turn.prompt) for turn in turns]  # of what each turn says itself
     for slot, found in zip(slots, places, strict=True):
         if slot.needed == "never":
             continue
         at = bisect_right(indices, slot.owner)
-        # Prompts grow, so what is in the next turn's is in all that follow.
-        if slot.needed == "always" and at < len(turns) and not any(span.end <= len(turns[at].prompt) for span in found):
-            yield slot
-        elif at and indices[at - 1] == slot.owner:
-            turn = turns[at - 1]
-            end = len(turn.prompt) + len(turn.response)
-            if not any(len(turn.prompt) <= span.start and span.end <= end for span in found):
+        if slot.needed == "always" and at < len(turns):
+            # Prompts grow, so what is in the next turn's is in all that follow.
+            for span in found:
+                if span.end <= begins[at]:
+                    break
+            else:
+                yield slot
+                continue
+        if at and indices[at - 1] == slot.owner:
+            begin = begins[at - 1]
+            end = begin + len(turns[at - 1].response)
+            if not any(begin <= span.start and span.end <= end for span in found):
                 yield slot
 
 

@@ -1,7 +1,7 @@
 """Rows planned while the tokenizer has the texts of those before them.
 
-    this thread   plan 1 │ plan 2    │ make 1, plan 3 │ make 2, plan 4 │ …
-    the other            │ encode 1  │ encode 2       │ encode 3       │
+    this thread   plan 1 │ plan 2    │ make 1, plan 3 │ make 2, plan 4 │ …        from row to texts, from ids to row
+    the other            │ encode 1  │ encode 2       │ encode 3       │          from texts to ids, and nothing else
 
 A tokenizer in Rust lets go of Python's lock, so both go on at once where a second processor is free. What is made, and in
 which order, is the same as one after the other.
@@ -9,36 +9,26 @@ which order, is the same as one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-ROWS = 32  # planned at a time: enough for the tokenizer to be called seldom, few enough for the first to be waited for
-
-Example = TypeVar("Example")
 Plans = TypeVar("Plans")
 Ids = TypeVar("Ids")
 
 
-def in_turn(
-    examples: list[Example], plan: Callable[[list[Example]], Plans], encode: Callable[[Plans], Ids], *, ahead: bool
-) -> Iterator[tuple[Plans, Ids]]:
-    """Plans of some of `examples`, with what `encode` makes of them, in order.
+def encoded_ahead(planned: Iterable[Plans], encode: Callable[[Plans], Ids]) -> Iterator[tuple[Plans, Ids]]:
+    """Each of `planned` with what `encode` makes of it, in order; the next is asked for while the last is encoded.
 
-    `ahead`: more than `ROWS` examples are planned while those before them are encoded, in a thread that ends with the
-    iterator, so that none is alive where a process forks between two calls. What it raises is raised here.
+    What `encode` raises is raised here. Its thread ends with the iterator, so that none is alive where a process forks
+    between two calls.
     """
-    if not ahead or len(examples) <= ROWS:
-        plans = plan(examples)
-        yield plans, encode(plans)
-        return
-    waiting: list[tuple[Plans, Future[Ids]]] = []
+    waiting: tuple[Plans, Future[Ids]] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as thread:
-        for start in range(0, len(examples), ROWS):
-            plans = plan(examples[start : start + ROWS])
-            waiting.append((plans, thread.submit(encode, plans)))
-            if len(waiting) > 1:
-                plans, ids = waiting.pop(0)
-                yield plans, ids.result()
-        for plans, ids in waiting:
-            yield plans, ids.result()
+        for plans in planned:
+            begun = plans, thread.submit(encode, plans)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = begun
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()

@@ -13,12 +13,14 @@ import importlib.util
 import unicodedata
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 _EVERY = 64
 _COMPARED = 1 << 16  # characters of the data that both encode before the quick one is taken into use
+_WORTH_TRYING = 4 * _COMPARED
 _FEW = 8  # texts: those of a single row, a prompt, or a probe of ours go to the tokenizer itself
 _CHARACTERS_PER_TOKEN = 20  # of the vocabulary: as much text takes as long as building does
 _WORDS = (
@@ -41,11 +43,12 @@ class BatchEncoder:
 
     def __init__(self, backend: Any, size: int, special: list[str]) -> None:
         self._backend, self.special = backend, special
-        # Where one has been built in this process, the next masker has not to wait for text that is worth it.
-        worth = 0 if _build.cache_info().currsize else size * _CHARACTERS_PER_TOKEN
+        # Where one has been built in this process, the next masker has but to find and to try it.
+        worth = _WORTH_TRYING if _build.cache_info().currsize else size * _CHARACTERS_PER_TOKEN
         self._waits_for = worth if installed() else None
         self._quick: QuickEncoder | None = None
         self._encoded = 0
+        self._deciding = Lock()  # of the threads that encode side by side (`ahead.py`) one builds and counts
         self.against: str | None = None
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
@@ -54,16 +57,19 @@ class BatchEncoder:
         """
         if len(texts) <= _FEW:
             return self.own(texts)
-        if self._quick is not None:
-            return self._by_both(texts, self._quick)
+        with self._deciding:
+            quick = self._for(texts)
+            before, self._encoded = self._encoded, self._encoded + len(texts) * (quick is not None)
+        return self.own(texts) if quick is None else self._by_both(texts, quick, before)
+
+    def _for(self, texts: list[str]) -> QuickEncoder | None:
+        """The quick encoder, built now if `texts` make it worth it."""
         if self._waits_for is not None:
             self._waits_for -= sum(map(len, texts))
             if self._waits_for < 0:
                 self._waits_for = None
                 self._quick = self._tried(_first(texts))
-                if self._quick is not None:
-                    return self._by_both(texts, self._quick)
-        return self.own(texts)
+        return self._quick
 
     def own(self, texts: list[str]) -> list[list[int]]:
         """By the tokenizer itself."""
@@ -83,10 +89,10 @@ class BatchEncoder:
             return None
         return None if self.against else quick
 
-    def _by_both(self, texts: list[str], quick: QuickEncoder) -> list[list[int]]:
+    def _by_both(self, texts: list[str], quick: QuickEncoder, before: int) -> list[list[int]]:
+        """`before`: how many texts it has encoded before these."""
         ids = quick.encode(texts)
-        sample = range(-self._encoded % _EVERY, len(texts), _EVERY)
-        self._encoded += len(texts)
+        sample = range(-before % _EVERY, len(texts), _EVERY)
         for i, own in zip(sample, self.own([texts[i] for i in sample]), strict=True):
             if ids[i] != own:
                 raise EncoderDiffersError(f"it gave other ids for {texts[i][:40]!r}")

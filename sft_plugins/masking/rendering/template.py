@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import meta, nodes
@@ -21,7 +21,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
 from sft_plugins.masking.rendering.prefixes import WatchedTemplate
-from sft_plugins.masking.rendering.quick import EVERY, TAKEN, QuickTemplate, given, has_plain_way
+from sft_plugins.masking.rendering.quick import EVERY, TAKEN, Given, QuickTemplate, given, has_plain_way
 
 
 class TurnText(NamedTuple):
@@ -99,12 +99,15 @@ class ChatRenderer:
     def _beginnings(self, messages: list[Message], conversation: Conversation) -> Callable[[int, bool], str]:
         """`render` of the first so many of `messages`, which are looked at once for all of them."""
         source = self.template_source(conversation.tools)
-        shown = given(messages, self._variables(conversation)) if self._has_plain_way(conversation) else None
         if source not in self._quick:
             self._quick[source] = QuickTemplate(source)
 
+        @cache
+        def look() -> Given | None:
+            return given(messages, self._variables(conversation)) if self._has_plain_way(conversation) else None
+
         def render(end: int, generation_prompt: bool) -> str:
-            quick = self._quick[source]
+            quick, shown = self._quick[source], look()
             found = quick.render(shown, end, generation_prompt) if quick and shown else None
             if quick and found is not None and quick.renderings % EVERY != 1:
                 return found

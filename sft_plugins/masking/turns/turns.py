@@ -179,21 +179,34 @@ def plan_pair(pair: TextPair, text: TextTokenizer, known: StopTokens, options: M
 # ids again). Where it does not, the response is tokenised apart from its prompt, as generation would have to produce it.
 
 
-def encode_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> list[list[TurnIds]]:
-    """`TurnIds` of every turn of every plan."""
+class Cuts(NamedTuple):
+    """Turns, plan by plan, as texts that are tokenised by themselves, and those `texts`, each once."""
+
+    turns: list[list[_Cut]]
+    texts: list[str]
+
+
+def cut_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> Cuts:
+    """What the tokenizer is given for `plans`."""
     cuts = [[_cut(text, turn, split=_is_split(turns)) for turn in turns] for turns in plans]
     wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (*cut.body, cut.tail)}
-    texts = list(wanted)
-    encoded = text.encode(texts)
-    exact = bool(texts) and text.decode_exactly(texts, encoded)
-    ids = dict(zip(texts, encoded, strict=True))
-    prompts = [[_prompt(text, cut, ids) for cut in turns] for turns in cuts]
+    return Cuts(cuts, list(wanted))
+
+
+def turn_ids(text: TextTokenizer, cuts: Cuts, encoded: list[list[int]]) -> list[list[TurnIds]]:
+    """`TurnIds` of every turn of every plan. `encoded`: the ids of `cuts.texts`."""
+    exact = bool(encoded) and text.decode_exactly(cuts.texts, encoded)
+    ids = dict(zip(cuts.texts, encoded, strict=True))
+    prompts = [[_prompt(text, cut, ids) for cut in turns] for turns in cuts.turns]
     joined = [
         [_joined(text, cut, prompt, ids, exact=exact) for cut, prompt in zip(*pair, strict=True)]
-        for pair in zip(cuts, prompts, strict=True)
+        for pair in zip(cuts.turns, prompts, strict=True)
     ]
     alone = [
-        cut.response for pair in zip(cuts, joined, strict=True) for cut, one in zip(*pair, strict=True) if one is None
+        cut.response
+        for pair in zip(cuts.turns, joined, strict=True)
+        for cut, one in zip(*pair, strict=True)
+        if one is None
     ]
     responses = iter(text.encode_continuations(alone))
     return [

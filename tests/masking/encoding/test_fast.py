@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from datasets import Dataset
 
 from sft_plugins.masking import PromptMasker, mask_dataset
 from sft_plugins.masking.encoding import fast
-from sft_plugins.masking.encoding.ahead import ROWS as ROWS_AT_A_TIME
 from testkit.tokenizers import build_tokenizer
 
 ROWS = [
@@ -39,6 +38,7 @@ class Planted:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The quick encoder counts as installed, and as worth building for the first texts."""
     monkeypatch.setattr(fast, "_CHARACTERS_PER_TOKEN", 0)
+    monkeypatch.setattr(fast, "_WORTH_TRYING", 0)
     monkeypatch.setattr(fast, "installed", lambda: True)
     return monkeypatch
 
@@ -83,8 +83,7 @@ def test_rows_without_a_fault_come_from_the_quick_encoder(at_once: pytest.Monkey
     planted = Planted(tokenizer, lambda text: False)
     at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     assert masked(tokenizer) == plainly(at_once, tokenizer)
-    # The probes, the first texts, and what the tokenizer is given at a time of three batches.
-    assert planted.calls == 2 + sum(ceil(rows / ROWS_AT_A_TIME) for rows in (256, 256, 88))
+    assert planted.calls == 5  # the probes, the first texts, and three batches
 
 
 def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
@@ -102,9 +101,31 @@ def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
         for row in one.rows
     ]
     assert made == [row["input_ids"] for row in plainly(at_once, tokenizer)[0]]
-    # The probes, the first texts, the first batch; of the second the rows that show the fault and those begun meanwhile.
-    assert planted.calls == 2 + ceil(300 / ROWS_AT_A_TIME) + 2
+    assert planted.calls == 4  # the probes, the first texts, and two batches
     assert "not used any more" in caplog.text
+
+
+def test_texts_that_are_encoded_side_by_side_are_counted_once(at_once: pytest.MonkeyPatch) -> None:
+    """Threads that come at once find one encoder built, and one text in 64 held to the tokenizer's own."""
+    tokenizer = build_tokenizer("qwen")
+    planted, built = Planted(tokenizer, lambda text: False), []
+    at_once.setattr(fast, "build", lambda definition: built.append(1) or fast.QuickEncoder(planted))
+    encoder = fast.BatchEncoder(tokenizer.backend_tokenizer, len(tokenizer), [])
+    own, held = encoder.own, []
+
+    def counted(texts: list[str]) -> list[list[int]]:
+        held.extend(texts if built and planted.calls > 2 else [])
+        return own(texts)
+
+    at_once.setattr(encoder, "own", counted)
+    texts = [f"text {number}" for number in range(160)]
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(encoder, [texts] * 40))
+    assert made == [own(texts)] * 40
+    assert len(built) == 1
+    assert (
+        abs(len(held) - 40 * 160 / 64) <= 8
+    )  # those of the first call apart, whose sample falls before the count begins
 
 
 def test_an_encoder_that_does_not_take_the_tokenizer_is_told(at_once: pytest.MonkeyPatch) -> None:

@@ -29,14 +29,14 @@ def test_the_search_is_off_within_and_afterwards_as_it_was(
     masker = PromptMasker(build_tokenizer("qwen"))
     within = []
 
-    def encode_turns(*_: Any) -> Any:
+    def turn_ids(*_: Any) -> Any:
         within.append(gc.isenabled())
         if fails:
             raise MemoryError
         return own(*_)
 
-    own = module.encode_turns
-    monkeypatch.setattr(module, "encode_turns", encode_turns)
+    own = module.turn_ids
+    monkeypatch.setattr(module, "turn_ids", turn_ids)
     if not on:
         gc.disable()
     if fails:
