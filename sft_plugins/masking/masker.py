@@ -42,7 +42,7 @@ from sft_plugins.masking.turns.turns import Cuts, Turn, TurnIds, cut_turns, plan
 
 logger = logging.getLogger(__name__)
 
-_CHARACTERS = 1 << 15
+_CHARACTERS = 1 << 14
 _FEW = 16  # rows for which no thread is worth starting
 
 
@@ -265,15 +265,16 @@ class PromptMasker:
         """Plans of all rows, some at a time: enough text for the tokenizer to be asked seldom, little enough to begin soon."""
         plans: list[list[Turn] | Outcome] = []
         characters = 0
-        for example in examples:
+        for number, example in enumerate(examples, 1):
             plan = self._plan(example)
             plans.append(plan)
             characters += len(plan[-1].prompt) + len(plan[-1].response) if isinstance(plan, list) else 0
-            if characters > _CHARACTERS:
-                yield _Planned(plans, cut_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
+            if characters > _CHARACTERS or number == len(examples):
+                cuts = cut_turns(self._text, [plan for plan in plans if isinstance(plan, list)])
+                if self._text.batch is not None:
+                    self._text.batch.expect(cuts.texts)
+                yield _Planned(plans, cuts)
                 plans, characters = [], 0
-        if plans:
-            yield _Planned(plans, cut_turns(self._text, [plan for plan in plans if isinstance(plan, list)]))
 
     def _plan(self, example: Mapping[str, Any]) -> list[Turn] | Outcome:
         """The turns of a row, or what became of it already: its ids are given, or it is refused."""

@@ -48,28 +48,27 @@ class BatchEncoder:
         self._waits_for = worth if installed() else None
         self._quick: QuickEncoder | None = None
         self._encoded = 0
-        self._deciding = Lock()  # of the threads that encode side by side (`ahead.py`) one builds and counts
+        self._counting = Lock()  # threads encode side by side (`ahead.py`)
         self.against: str | None = None
 
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        """Raises:
-        EncoderDiffersError: see above.
-        """
-        if len(texts) <= _FEW:
-            return self.own(texts)
-        with self._deciding:
-            quick = self._for(texts)
-            before, self._encoded = self._encoded, self._encoded + len(texts) * (quick is not None)
-        return self.own(texts) if quick is None else self._by_both(texts, quick, before)
+    def expect(self, texts: list[str]) -> None:
+        """Told of texts that are to be encoded, by whichever thread: builds the quick encoder when they are worth it.
 
-    def _for(self, texts: list[str]) -> QuickEncoder | None:
-        """The quick encoder, built now if `texts` make it worth it."""
+        By the thread that is here to stay, since memory that one took for building and gave back is not lent to others.
+        """
         if self._waits_for is not None:
             self._waits_for -= sum(map(len, texts))
             if self._waits_for < 0:
                 self._waits_for = None
                 self._quick = self._tried(_first(texts))
-        return self._quick
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """Raises:
+        EncoderDiffersError: see above.
+        """
+        if self._quick is None or len(texts) <= _FEW:
+            return self.own(texts)
+        return self._by_both(texts, self._quick)
 
     def own(self, texts: list[str]) -> list[list[int]]:
         """By the tokenizer itself."""
@@ -89,10 +88,11 @@ class BatchEncoder:
             return None
         return None if self.against else quick
 
-    def _by_both(self, texts: list[str], quick: QuickEncoder, before: int) -> list[list[int]]:
-        """`before`: how many texts it has encoded before these."""
+    def _by_both(self, texts: list[str], quick: QuickEncoder) -> list[list[int]]:
         ids = quick.encode(texts)
-        sample = range(-before % _EVERY, len(texts), _EVERY)
+        with self._counting:
+            sample = range(-self._encoded % _EVERY, len(texts), _EVERY)
+            self._encoded += len(texts)
         for i, own in zip(sample, self.own([texts[i] for i in sample]), strict=True):
             if ids[i] != own:
                 raise EncoderDiffersError(f"it gave other ids for {texts[i][:40]!r}")

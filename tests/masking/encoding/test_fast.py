@@ -25,9 +25,11 @@ class Planted:
 
     def __init__(self, tokenizer: Any, wrong: Callable[[str], bool]) -> None:
         self.backend, self.wrong, self.calls = tokenizer.backend_tokenizer, wrong, 0
+        self.seen: set[str] = set()
 
     def encode_batch_flat(self, texts: list[str], add_special_tokens: bool) -> tuple[bytes, bytes]:
         self.calls += 1
+        self.seen.update(texts)
         ids = [one.ids for one in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
         ids = [one[::-1] if self.wrong(text) else one for one, text in zip(ids, texts, strict=True)]
         flat = np.array([token for one in ids for token in one], np.uint32)
@@ -83,7 +85,7 @@ def test_rows_without_a_fault_come_from_the_quick_encoder(at_once: pytest.Monkey
     planted = Planted(tokenizer, lambda text: False)
     at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     assert masked(tokenizer) == plainly(at_once, tokenizer)
-    assert planted.calls == 5  # the probes, the first texts, and three batches
+    assert sum("Answer" in text for text in planted.seen) > 0.95 * len(ROWS)  # a few texts go to the tokenizer itself
 
 
 def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
@@ -101,31 +103,28 @@ def test_a_stream_goes_on_with_the_tokenizer_where_the_encoder_fails(
         for row in one.rows
     ]
     assert made == [row["input_ids"] for row in plainly(at_once, tokenizer)[0]]
-    assert planted.calls == 4  # the probes, the first texts, and two batches
     assert "not used any more" in caplog.text
+    used = planted.calls
+    assert used > 2  # behind the probes and the first texts
+    masker.encode_batch(ROWS)
+    assert planted.calls == used
 
 
-def test_texts_that_are_encoded_side_by_side_are_counted_once(at_once: pytest.MonkeyPatch) -> None:
-    """Threads that come at once find one encoder built, and one text in 64 held to the tokenizer's own."""
+def test_of_texts_that_are_encoded_side_by_side_one_in_64_is_held_to_the_tokenizer(
+    at_once: pytest.MonkeyPatch,
+) -> None:
     tokenizer = build_tokenizer("qwen")
-    planted, built = Planted(tokenizer, lambda text: False), []
-    at_once.setattr(fast, "build", lambda definition: built.append(1) or fast.QuickEncoder(planted))
+    planted = Planted(tokenizer, lambda text: False)
+    at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
     encoder = fast.BatchEncoder(tokenizer.backend_tokenizer, len(tokenizer), [])
-    own, held = encoder.own, []
-
-    def counted(texts: list[str]) -> list[list[int]]:
-        held.extend(texts if built and planted.calls > 2 else [])
-        return own(texts)
-
-    at_once.setattr(encoder, "own", counted)
     texts = [f"text {number}" for number in range(160)]
+    encoder.expect(texts)
+    own, held = encoder.own, []
+    at_once.setattr(encoder, "own", lambda texts: held.extend(texts) or own(texts))
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(encoder, [texts] * 40))
     assert made == [own(texts)] * 40
-    assert len(built) == 1
-    assert (
-        abs(len(held) - 40 * 160 / 64) <= 8
-    )  # those of the first call apart, whose sample falls before the count begins
+    assert len(held) == 40 * 160 / 64
 
 
 def test_an_encoder_that_does_not_take_the_tokenizer_is_told(at_once: pytest.MonkeyPatch) -> None:
