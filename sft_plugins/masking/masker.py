@@ -33,12 +33,13 @@ from sft_plugins.masking.examples.values import too_deep
 from sft_plugins.masking.headers.assistant import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.rendering.template import ChatRenderer
+from sft_plugins.masking.turns.ids import Cuts, TurnIds, cut_turns, turn_ids
 from sft_plugins.masking.turns.labels import Assembler, MaskedExample
 from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.masking.turns.turns import Cuts, Turn, TurnIds, cut_turns, plan_pair, plan_turns, turn_ids
+from sft_plugins.masking.turns.turns import Turn, plan_pair, plan_turns
 
 logger = logging.getLogger(__name__)
 

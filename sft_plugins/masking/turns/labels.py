@@ -5,7 +5,7 @@
     − −  −  −     31 32 2 −     (13: "\\n")   −  −  −              33 2
 
 Parity of a later turn: its whole prompt must tokenise to exactly the row so far. That holds, joint by joint, where `added`
-begins at a safe joint (see `tokenizer.py`) and the turn before it is `joined` (see `turns.py`). Where it is not shown
+begins at a safe joint (see `tokenizer.py`) and the turn before it is `joined` (see `ids.py`). Where it is not shown
 that way, the whole prompt is tokenised and compared.
 """
 
@@ -19,10 +19,11 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.encoding.origins import count_origins
 from sft_plugins.masking.options import MaskingOptions
+from sft_plugins.masking.turns.ids import TurnIds
 from sft_plugins.masking.turns.reasoning import first_difference
 from sft_plugins.masking.turns.stop_tokens import StopTokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.masking.turns.turns import Turn, TurnIds, history_rewrite, special_token_error
+from sft_plugins.masking.turns.turns import Turn, history_rewrite, special_token_error
 
 
 @dataclass(frozen=True)

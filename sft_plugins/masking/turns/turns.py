@@ -11,23 +11,18 @@ Only what stands up to a turn's stop token counts: Phi-3 writes its EOS behind t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import NamedTuple
+from itertools import chain
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.examples.formats import Conversation, TextPair
-from sft_plugins.masking.examples.messages import Message, other_texts, reasoning_texts
+from sft_plugins.masking.examples.messages import REASONING_KEYS, Message, other_texts, reasoning_texts
 from sft_plugins.masking.examples.values import check_text, leaves
 from sft_plugins.masking.options import MaskingOptions
+from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.modes import Choice, Modes, ModeTexts, choose_mode
-from sft_plugins.masking.turns.reasoning import (
-    dropped,
-    first_difference,
-    inlined,
-)
+from sft_plugins.masking.turns.reasoning import dropped, first_difference, inlined
 from sft_plugins.masking.turns.stop_tokens import StopTokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
@@ -64,19 +59,6 @@ class Turn:
         return "the response" if self.plain else f"message {self.index} (assistant)"
 
 
-class TurnIds(NamedTuple):
-    """Ids of a turn's prompt (of what it adds to the row, where it goes on from one) and of its response.
-
-    `joined`: prompt and response text together tokenise to just these ids. `exact`: both stand for the very bytes of their
-    texts, so that they need not be decoded to be compared.
-    """
-
-    prompt: list[int]
-    response: list[int]
-    joined: bool
-    exact: bool = False
-
-
 def plan_turns(
     conversation: Conversation, modes: Modes, text: TextTokenizer, known: StopTokens, options: MaskingOptions
 ) -> list[Turn]:
@@ -105,7 +87,7 @@ def plan_turns(
     if any(choice is None for choice in choices):
         keyed = [i for i, message in enumerate(conversation.messages[: indices[-1] + 1]) if reasoning_texts(message)]
         if options.reasoning == "raise":
-            raise _unknown_reasoning(keyed[0])
+            raise _unknown_reasoning(keyed[0], conversation.messages[keyed[0]], modes.renderer)
         conversation = (inlined if options.reasoning == "inline" else dropped)(conversation, keyed)
         changed = dict.fromkeys(keyed, "reasoning_inlined" if options.reasoning == "inline" else "reasoning_dropped")
         _check_not_empty(conversation, indices)
@@ -115,7 +97,7 @@ def plan_turns(
     before: Choice | None = None
     for index, choice in zip(indices, choices, strict=True):
         if choice is None:
-            raise _unknown_reasoning(index)
+            raise _unknown_reasoning(index, conversation.messages[index], modes.renderer)
         added, at_stop = _added(before, choice, turns, text, known)
         if before is not None and added is None and options.on_history_rewrite == "raise":
             raise history_rewrite(index, "the template renders the turns before it differently once they are history")
@@ -161,107 +143,6 @@ def plan_pair(pair: TextPair, text: TextTokenizer, known: StopTokens, options: M
     _check_special(pair.prompt.removeprefix(text.tokenizer.bos_token or ""), "the prompt", text, known, options)
     messages = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.response}]
     return [Turn(Conversation(messages, [False, True]), 1, pair.prompt, pair.response, added=None, plain=True)]
-
-
-# --- texts → ids ------------------------------------------------------------------------------------------------------
-#
-# All texts of a batch go through the tokenizer in one call, and every character once:
-#
-#     prompt  "<u>hi</u>" "<a>\n"          response  "yo</a>\n"
-#              body        head
-#     tokenised:  body,  head + response        head alone is known: it recurs in every turn
-#
-# Of a conversation that is split into rows, whose prompts begin alike, the bodies are cut wherever they may be, and each of
-# their pieces is tokenised once.
-#
-# If tok(head + response) begins with tok(head), no token straddles the boundary: the prompt's ids are what generation is
-# given, and the rest, which decode to the response, go on from them (the turn is `joined`: as history it tokenises to these
-# ids again). Where it does not, the response is tokenised apart from its prompt, as generation would have to produce it.
-
-
-class Cuts(NamedTuple):
-    """Turns, plan by plan, as texts that are tokenised by themselves, and those `texts`, each once."""
-
-    turns: list[list[_Cut]]
-    texts: list[str]
-
-
-def cut_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> Cuts:
-    """What the tokenizer is given for `plans`."""
-    cuts = [[_cut(text, turn, split=_is_split(turns)) for turn in turns] for turns in plans]
-    wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (*cut.body, cut.tail)}
-    return Cuts(cuts, list(wanted))
-
-
-def turn_ids(text: TextTokenizer, cuts: Cuts, encoded: list[list[int]]) -> list[list[TurnIds]]:
-    """`TurnIds` of every turn of every plan. `encoded`: the ids of `cuts.texts`."""
-    exact = bool(encoded) and text.decode_exactly(cuts.texts, encoded)
-    ids = dict(zip(cuts.texts, encoded, strict=True))
-    prompts = [[_prompt(text, cut, ids) for cut in turns] for turns in cuts.turns]
-    joined = [
-        [_joined(text, cut, prompt, ids, exact=exact) for cut, prompt in zip(*pair, strict=True)]
-        for pair in zip(cuts.turns, prompts, strict=True)
-    ]
-    alone = [
-        cut.response
-        for pair in zip(cuts.turns, joined, strict=True)
-        for cut, one in zip(*pair, strict=True)
-        if one is None
-    ]
-    responses = iter(text.encode_continuations(alone))
-    return [
-        [one or TurnIds(prompt, next(responses), joined=False) for prompt, one in zip(*pair, strict=True)]
-        for pair in zip(prompts, joined, strict=True)
-    ]
-
-
-class _Cut(NamedTuple):
-    body: list[str]  # in pieces, each tokenised by itself
-    head: str  # empty where the prompt has no safe joint; then `tail` is the bare response
-    response: str
-    plain: bool
-
-    @property
-    def tail(self) -> str:
-        return self.head + self.response
-
-
-def _is_split(turns: list[Turn]) -> bool:
-    return any(turn.added is None for turn in turns[1:])
-
-
-def _cut(text: TextTokenizer, turn: Turn, *, split: bool) -> _Cut:
-    prompt = turn.prompt if turn.added is None else turn.added
-    joints = [] if turn.plain else text.safe_joints(prompt)
-    if not joints:
-        return _Cut([prompt], "", turn.response, turn.plain)
-    inner = [joint for joint in joints if joint] if split else joints[-1:]
-    body = [prompt[start:end] for start, end in pairwise([0, *inner])] or [""]
-    return _Cut(body, prompt[joints[-1] :], turn.response, turn.plain)
-
-
-def _prompt(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> list[int]:
-    if cut.plain:
-        return text.encode_prompt(cut.body[0])
-    pieces = [ids[piece] for piece in cut.body]
-    body = pieces[0] if len(pieces) == 1 else list(chain.from_iterable(pieces))
-    return body + text.encode_short(cut.head) if cut.head else body
-
-
-def _joined(
-    text: TextTokenizer, cut: _Cut, prompt: list[int], ids: dict[str, list[int]], *, exact: bool
-) -> TurnIds | None:
-    """The turn whose response goes on from its head. `exact`: every text of `ids` is known to be what its ids stand for."""
-    if not cut.head:
-        return None
-    head, tail = text.encode_short(cut.head), ids[cut.tail]
-    if tail[: len(head)] != head:
-        return None
-    response = tail[len(head) :]
-    # What is left of a tail's bytes behind those of its head are the response's.
-    if exact and text.short_is_exact(cut.head):
-        return TurnIds(prompt, response, joined=True, exact=True)
-    return TurnIds(prompt, response, joined=True) if text.goes_on(response, cut.response) else None
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -343,10 +224,15 @@ def _check_not_empty(conversation: Conversation, indices: list[int]) -> None:
             )
 
 
-def _unknown_reasoning(index: int) -> MaskingError:
+def _unknown_reasoning(index: int, message: Message, renderer: ChatRenderer) -> MaskingError:
+    looked_up = [key for key in REASONING_KEYS if key in renderer.names and key not in message]
+    renamed = (
+        f"Give it under the key {looked_up[0]!r}, which the template looks up; or choose " if looked_up else "Choose "
+    )
     return MaskingError(
         f"message {index} (assistant): the chat template does not render the reasoning of the data.",
         code="content_lost",
-        remedy='Choose {reasoning:reasoning="inline" (in front of the answer, in <think> tags) or reasoning="drop" (counted)}, '
+        remedy=renamed
+        + '{reasoning:reasoning="inline" (in front of the answer, in <think> tags) or reasoning="drop" (counted)}, '
         "or {a_chat_template:pass a `chat_template`} that renders it.",
     )

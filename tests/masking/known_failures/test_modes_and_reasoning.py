@@ -159,6 +159,19 @@ def test_m36_reasoning_is_raised_inlined_or_dropped_as_asked() -> None:
     assert report_of(tokenizer, {"messages": REASONED}, reasoning="drop").changes == {"reasoning_dropped": 1}
 
 
+def test_m36_reasoning_under_a_key_that_the_template_does_not_look_up_is_told_the_one_that_it_does() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning %}<think>{{ m.reasoning }}</think>{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = build_tokenizer("qwen", chat_template=template)
+    assert "under the key 'reasoning'" in (refusal(tokenizer, {"messages": REASONED}).remedy or "")
+    renamed = [
+        {{"reasoning_content": "reasoning"}.get(key, key): text for key, text in one.items()} for one in REASONED
+    ]
+    assert "Six times seven." in spans(tokenizer, PromptMasker(tokenizer).encode({"messages": renamed}))[0][1]
+
+
 @pytest.mark.parametrize(("thought", "answer"), [("42", "It is 42."), ("t", "a")])
 def test_m36_a_thought_that_stands_in_the_answer_as_well_is_no_rendered_one(thought: str, answer: str) -> None:
     """M36: Llama 3 leaves it out all the same, though the turn holds its text ("t" is in `<|eot_id|>`)."""

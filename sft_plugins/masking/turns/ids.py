@@ -1,0 +1,120 @@
+"""Texts of turns → ids. All texts of a chunk of rows go through the tokenizer in one call, and every character once:
+
+    prompt  "<u>hi</u>" "<a>\\n"          response  "yo</a>\\n"
+             body        head
+    tokenised:  body,  head + response        head alone is known: it recurs in every turn
+
+Of a conversation that is split into rows, whose prompts begin alike, the bodies are cut wherever they may be, and each of
+their pieces is tokenised once.
+
+If tok(head + response) begins with tok(head), no token straddles the boundary: the prompt's ids are what generation is
+given, and the rest, which decode to the response, go on from them (the turn is `joined`: as history it tokenises to these
+ids again). Where it does not, the response is tokenised apart from its prompt, as generation would have to produce it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+from sft_plugins.masking.turns.tokenizer import TextTokenizer
+from sft_plugins.masking.turns.turns import Turn
+
+
+class TurnIds(NamedTuple):
+    """Ids of a turn's prompt (of what it adds to the row, where it goes on from one) and of its response.
+
+    `joined`: prompt and response text together tokenise to just these ids. `exact`: both stand for the very bytes of their
+    texts, so that they need not be decoded to be compared.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    joined: bool
+    exact: bool = False
+
+
+class Cuts(NamedTuple):
+    """Turns, plan by plan, as texts that are tokenised by themselves, and those `texts`, each once."""
+
+    turns: list[list[_Cut]]
+    texts: list[str]
+
+
+def cut_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> Cuts:
+    """What the tokenizer is given for `plans`."""
+    cuts = [[_cut(text, turn, split=_is_split(turns)) for turn in turns] for turns in plans]
+    wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (*cut.body, cut.tail)}
+    return Cuts(cuts, list(wanted))
+
+
+def turn_ids(text: TextTokenizer, cuts: Cuts, encoded: list[list[int]]) -> list[list[TurnIds]]:
+    """`TurnIds` of every turn of every plan. `encoded`: the ids of `cuts.texts`."""
+    exact = bool(encoded) and text.decode_exactly(cuts.texts, encoded)
+    ids = dict(zip(cuts.texts, encoded, strict=True))
+    prompts = [[_prompt(text, cut, ids) for cut in turns] for turns in cuts.turns]
+    joined = [
+        [_joined(text, cut, prompt, ids, exact=exact) for cut, prompt in zip(*pair, strict=True)]
+        for pair in zip(cuts.turns, prompts, strict=True)
+    ]
+    alone = [
+        cut.response
+        for pair in zip(cuts.turns, joined, strict=True)
+        for cut, one in zip(*pair, strict=True)
+        if one is None
+    ]
+    responses = iter(text.encode_continuations(alone))
+    return [
+        [one or TurnIds(prompt, next(responses), joined=False) for prompt, one in zip(*pair, strict=True)]
+        for pair in zip(prompts, joined, strict=True)
+    ]
+
+
+class _Cut(NamedTuple):
+    body: list[str]  # in pieces, each tokenised by itself
+    head: str  # empty where the prompt has no safe joint; then `tail` is the bare response
+    response: str
+    plain: bool
+
+    @property
+    def tail(self) -> str:
+        return self.head + self.response
+
+
+def _is_split(turns: list[Turn]) -> bool:
+    return any(turn.added is None for turn in turns[1:])
+
+
+def _cut(text: TextTokenizer, turn: Turn, *, split: bool) -> _Cut:
+    prompt = turn.prompt if turn.added is None else turn.added
+    joints = [] if turn.plain else text.safe_joints(prompt)
+    if not joints:
+        return _Cut([prompt], "", turn.response, turn.plain)
+    inner = [joint for joint in joints if joint] if split else joints[-1:]
+    body = [prompt[start:end] for start, end in pairwise([0, *inner])] or [""]
+    return _Cut(body, prompt[joints[-1] :], turn.response, turn.plain)
+
+
+def _prompt(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> list[int]:
+    if cut.plain:
+        return text.encode_prompt(cut.body[0])
+    pieces = [ids[piece] for piece in cut.body]
+    body = pieces[0] if len(pieces) == 1 else list(chain.from_iterable(pieces))
+    return body + text.encode_short(cut.head) if cut.head else body
+
+
+def _joined(
+    text: TextTokenizer, cut: _Cut, prompt: list[int], ids: dict[str, list[int]], *, exact: bool
+) -> TurnIds | None:
+    """The turn whose response goes on from its head. `exact`: every text of `ids` is known to be what its ids stand for."""
+    if not cut.head:
+        return None
+    head, tail = text.encode_short(cut.head), ids[cut.tail]
+    if tail[: len(head)] != head:
+        return None
+    response = tail[len(head) :]
+    # What is left of a tail's bytes behind those of its head are the response's.
+    if exact and text.short_is_exact(cut.head):
+        return TurnIds(prompt, response, joined=True, exact=True)
+    return TurnIds(prompt, response, joined=True) if text.goes_on(response, cut.response) else None
