@@ -272,8 +272,7 @@ class PromptMasker:
             characters += len(plan[-1].prompt) + len(plan[-1].response) if isinstance(plan, list) else 0
             if characters > _CHARACTERS or number == len(examples):
                 cuts = cut_turns(self._text, [plan for plan in plans if isinstance(plan, list)])
-                if self._text.batch is not None:
-                    self._text.batch.expect(cuts.texts)
+                self._text.expect(cuts.texts)
                 yield _Planned(plans, cuts)
                 plans, characters = [], 0
 

@@ -98,16 +98,17 @@ class ChatRenderer:
 
     def _beginnings(self, messages: list[Message], conversation: Conversation) -> Callable[[int, bool], str]:
         """`render` of the first so many of `messages`, which are looked at once for all of them."""
-        source = self.template_source(conversation.tools)
-        if source not in self._quick:
+        plain_way = self._has_plain_way(conversation)
+        source = self.template_source(conversation.tools) if plain_way else ""
+        if plain_way and source not in self._quick:
             self._quick[source] = QuickTemplate(source)
 
         @cache
         def look() -> Given | None:
-            return given(messages, self._variables(conversation)) if self._has_plain_way(conversation) else None
+            return given(messages, self._variables(conversation)) if plain_way else None
 
         def render(end: int, generation_prompt: bool) -> str:
-            quick, shown = self._quick[source], look()
+            quick, shown = self._quick.get(source), look()
             found = quick.render(shown, end, generation_prompt) if quick and shown else None
             if quick and found is not None and quick.renderings % EVERY != 1:
                 return found

@@ -62,6 +62,11 @@ class TextTokenizer:
             return []
         return self.batch(texts) if self.batch is not None and self.is_direct else self._public(texts)
 
+    def expect(self, texts: list[str]) -> None:
+        """Told of texts that `encode` is to be given, maybe in another thread: what they make worth building is built here."""
+        if self.batch is not None and self.is_direct:
+            self.batch.expect(texts)
+
     @property
     def is_direct(self) -> bool:
         """Whether the Rust backend encodes by itself, which changes nothing in it and needs no lock of Python's.

@@ -143,6 +143,15 @@ def test_without_the_extra_nothing_is_built(at_once: pytest.MonkeyPatch) -> None
     assert len(plainly(at_once, build_tokenizer("qwen"))[0]) == len(ROWS)
 
 
+def test_with_padding_left_switched_on_nothing_is_built(at_once: pytest.MonkeyPatch) -> None:
+    """Then only the tokenizer's public call is exact."""
+    at_once.setattr(fast, "build", lambda definition: pytest.fail("built"))
+    tokenizer = build_tokenizer("qwen")
+    masker = PromptMasker(tokenizer)
+    tokenizer(["a b c", "d"], padding="max_length", max_length=8)
+    assert all(outcome.rows for outcome in masker.encode_batch(ROWS[:100]))
+
+
 @pytest.mark.parametrize("kind", ["qwen", "bytelevel", "llama3", "sp-nodummy", "sp-bpe"])
 def test_fastokens_itself_makes_the_same_rows_or_is_not_used(kind: str, at_once: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastokens")

@@ -120,6 +120,9 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked_each_time() -> None:
         def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
             return "own"
 
+        def get_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+            raise ValueError("it has no template")
+
     own = Own(tokenizer_object=build_tokenizer("qwen").backend_tokenizer)
     assert asked(ChatRenderer(own, LOOK_UPS["keys"]), 2) == ({"own"}, 2)
     set_on_it = build_tokenizer("qwen")
