@@ -19,7 +19,7 @@ from sft_plugins.packing.prefix_tree.beginnings import may_share
 from sft_plugins.packing.prefix_tree.order import sort_rows
 from sft_plugins.packing.prefix_tree.share import branches, share_rows, shared_tokens
 
-LEAST = 16
+LEAST = 8
 """A fork that would share fewer tokens is not taken: each costs a repeated token and a piece of attention of its own."""
 
 
