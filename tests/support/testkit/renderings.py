@@ -1,4 +1,4 @@
-"""How often a conversation is rendered as transformers renders it, with no shortcut."""
+"""How often a method was called while something was done: which way renderings went."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from sft_plugins.masking.rendering.template import ChatRenderer
 T = TypeVar("T")
 
 
-def counting_plain_ones(function: Callable[[], T]) -> tuple[T, int]:
-    """What `function` gives, and how many renderings went the plain way."""
+def counting(owner: type, method: str, function: Callable[[], T]) -> tuple[T, int]:
+    """What `function` gives, and how often it had `method` of an `owner` called."""
     calls = 0
-    plain = ChatRenderer._plainly
+    own = getattr(owner, method)
 
-    def counted(self: ChatRenderer, *args: Any, **flags: Any) -> str:
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        return plain(self, *args, **flags)
+        return own(self, *args, **kwargs)
 
-    with mock.patch.object(ChatRenderer, "_plainly", counted):
+    with mock.patch.object(owner, method, counted):
         return function(), calls
+
+
+def counting_plain_ones(function: Callable[[], T]) -> tuple[T, int]:
+    """… and how many renderings went the plain way, with no shortcut."""
+    return counting(ChatRenderer, "_plainly", function)
