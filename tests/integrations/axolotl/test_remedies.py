@@ -58,35 +58,60 @@ def remedies(paths: list[Path] = CORE) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        constants = {
-            target.id: node.value.value
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
+        named = assigned(tree)
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             called = getattr(node.func, "id", "")
-            values = [keyword.value for keyword in node.keywords if keyword.arg == "remedy"]
+            # `stream` is the remedy that a caller of `stored_rows` hands on.
+            values = [keyword.value for keyword in node.keywords if keyword.arg in ("remedy", "stream")]
             values += node.args[-1:] if called in ("schema_error", "_refusal") else []
             for value in values:
-                for text in texts(value, constants):
+                for text in texts(value, named):
                     found[text] = str(path.relative_to(PACKAGE))
     return found
 
 
-def texts(node: ast.expr, constants: dict[str, Any]) -> list[str]:
-    """What an expression may say; a name that is a constant of the module says that constant."""
-    if isinstance(node, ast.IfExp):
-        return texts(node.body, constants) + texts(node.orelse, constants)
-    if isinstance(node, ast.Constant):
-        return [str(node.value)]
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(str(part.value) if isinstance(part, ast.Constant) else inserted(part) for part in node.values)]
-    constant = constants.get(node.id) if isinstance(node, ast.Name) else None
-    return [constant] if isinstance(constant, str) else []
+def assigned(tree: ast.Module) -> dict[str, list[ast.expr]]:
+    """Each name of a module, of its functions too → all that is ever assigned to it; a parameter: nothing but that."""
+    named: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            named.setdefault(node.arg, [])
+        for target in node.targets if isinstance(node, ast.Assign) else []:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            for to, value in pairs:
+                if isinstance(to, ast.Name):
+                    named.setdefault(to.id, []).append(value)
+    return named
+
+
+def texts(node: ast.expr, named: dict[str, list[ast.expr]]) -> list[str]:
+    """What an expression may say; a parameter says what its callers do, who are read where they stand."""
+    match node:
+        case ast.Constant():
+            return [node.value] if isinstance(node.value, str) else []
+        case ast.JoinedStr():
+            return [
+                "".join(str(part.value) if isinstance(part, ast.Constant) else inserted(part) for part in node.values)
+            ]
+        case ast.IfExp():
+            return texts(node.body, named) + texts(node.orelse, named)
+        case ast.BoolOp():
+            return [text for value in node.values for text in texts(value, named)]
+        case ast.BinOp(op=ast.Add()):
+            return [left + right for left in texts(node.left, named) for right in texts(node.right, named)]
+        case ast.Dict():
+            return [text for value in node.values for text in texts(value, named)]
+        case ast.Name():
+            return [text for value in named[node.id] for text in texts(value, named)]
+        case ast.Attribute(attr="remedy") | ast.Call(func=ast.Name(id="getattr")):
+            return []  # of an error that was raised, and read, elsewhere
+        case ast.Call(func=ast.Attribute(attr="get")):
+            return [text for value in (node.func.value, *node.args[1:]) for text in texts(value, named)]
+    raise AssertionError(f"line {node.lineno}: {ast.unparse(node)} is a remedy that this test cannot read")
 
 
 def inserted(part: ast.expr) -> str:
