@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError, nodes
 from jinja2.environment import Template
 
-from sft_plugins.masking.rendering.quick import aliased, quick_environment
+from sft_plugins.masking.rendering.environment import aliased, quick_environment
 
 _MARK = "__sft_plugins_end_of_message__"
 _ALL = 1 << 62
+_IN_VAIN = 32  # renderings that proved nothing, one after another: from then on one in so many is tried
 
 
 class Prefixes(NamedTuple):
@@ -45,6 +46,7 @@ class WatchedTemplate:
     def __init__(self, source: str) -> None:
         self._template: Template | None = None
         self._tail_names: list[str] | None = None
+        self._asked = self._proved = 0  # when it was last asked, and last proved something
         try:
             environment = quick_environment(source)
         except TemplateError:  # named when the row is rendered plainly
@@ -76,7 +78,9 @@ class WatchedTemplate:
 
     def prefixes(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> Prefixes | None:
         """The renderings of all `messages[:j]` for which one rendering proves them; None where it proves none."""
-        if self._template is None:
+        self._asked += 1
+        waiting = self._asked - self._proved
+        if self._template is None or (waiting > _IN_VAIN and waiting % _IN_VAIN):
             return None
         watch = _Watch(aliased(messages))
         context = self._template.new_context(
@@ -91,6 +95,8 @@ class WatchedTemplate:
             return None
         if watch.end is None or watch.read_after_end:
             return None
+        if watch.cuts:
+            self._proved = self._asked
         text = "".join(pieces)
         tail = text[watch.end :]
         texts = {j: text[:cut] + tail for j, cut in watch.cuts.items()}

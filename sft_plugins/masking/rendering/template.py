@@ -21,7 +21,7 @@ from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
 from sft_plugins.masking.rendering.prefixes import WatchedTemplate
-from sft_plugins.masking.rendering.quick import EVERY, TAKEN, Given, QuickTemplate, given, has_plain_way
+from sft_plugins.masking.rendering.quick import EVERY, TAKEN, QuickConversation, QuickTemplate, has_plain_way
 
 
 class TurnText(NamedTuple):
@@ -104,12 +104,13 @@ class ChatRenderer:
             self._quick[source] = QuickTemplate(source)
 
         @cache
-        def look() -> Given | None:
-            return given(messages, self._variables(conversation)) if plain_way else None
+        def look() -> QuickConversation | None:
+            quick = self._quick.get(source)
+            return quick.look(messages, self._variables(conversation)) if quick else None
 
         def render(end: int, generation_prompt: bool) -> str:
             quick, shown = self._quick.get(source), look()
-            found = quick.render(shown, end, generation_prompt) if quick and shown else None
+            found = shown.render(end, generation_prompt) if quick and shown else None
             if quick and found is not None and quick.renderings % EVERY != 1:
                 return found
             plain = self._plainly(messages[:end], conversation, generation_prompt=generation_prompt)

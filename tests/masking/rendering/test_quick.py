@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.values import Written
-from sft_plugins.masking.rendering.quick import EVERY, QuickTemplate, given
+from sft_plugins.masking.rendering.quick import EVERY, QuickConversation, QuickTemplate
 from sft_plugins.masking.rendering.template import ChatRenderer
 from testkit.renderings import counting_plain_ones
 from testkit.tokenizers import build_tokenizer
@@ -48,8 +48,8 @@ def texts(source: str, messages: list[Any], **kwargs: Any) -> tuple[Any, Any]:
     """What the quick way gives for a prompt, and what the plain one gives or complains of."""
     renderer = ChatRenderer(build_tokenizer("qwen"), source)
     conversation = Conversation(messages, [], template_kwargs=kwargs)
-    shown = given(messages, renderer._variables(conversation))
-    found = QuickTemplate(source).render(shown, len(messages), True) if shown else None
+    shown = QuickTemplate(source).look(messages, renderer._variables(conversation))
+    found = shown.render(len(messages), True) if shown else None
     try:
         return found, renderer._plainly(messages, conversation, generation_prompt=True)
     except MaskingError:
@@ -75,7 +75,7 @@ def test_every_look_up_gives_what_the_sandbox_gives(name: str) -> None:
     ids=["null", "date", "tuple", "number for a key", "subclass"],
 )
 def test_values_that_transformers_replaces_are_left_to_it(message: Any) -> None:
-    assert given([message], {}) is None
+    assert QuickTemplate("{{ messages }}").look([message], {}) is None
 
 
 def test_mappings_read_from_json_text_are_shown_as_mappings() -> None:
@@ -108,8 +108,8 @@ def test_a_template_that_is_rendered_otherwise_goes_the_plain_way_for_good(
     (right,), _ = asked(renderer, 1 if from_the_start else EVERY)
     if from_the_start:
         renderer._quick.clear()
-    own = QuickTemplate.render
-    monkeypatch.setattr(QuickTemplate, "render", lambda self, *asked: (own(self, *asked) or "") + "!")
+    own = QuickConversation.render
+    monkeypatch.setattr(QuickConversation, "render", lambda self, *asked: (own(self, *asked) or "") + "!")
     made, calls = asked(renderer, 3)
     assert made == {right}
     assert calls == 3

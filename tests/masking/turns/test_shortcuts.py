@@ -16,7 +16,7 @@ from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.examples.columns import Reading
 from sft_plugins.masking.examples.formats import Conversation, parse_example
 from sft_plugins.masking.rendering.prefixes import WatchedTemplate
-from sft_plugins.masking.rendering.quick import QuickTemplate
+from sft_plugins.masking.rendering.quick import QuickConversation
 from sft_plugins.masking.rendering.template import ChatRenderer, TurnText
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from testkit import mask_oracle
@@ -94,7 +94,7 @@ def test_most_real_templates_take_the_shortcut() -> None:
     assert conversation is not None
     for name in template_names():
         render = functools.partial(texts, ChatRenderer(tokenizer_for_template(name)), conversation, shortcut=True)
-        (made, plain), quick = counting(QuickTemplate, "render", functools.partial(counting_plain_ones, render))
+        (made, plain), quick = counting(QuickConversation, "render", functools.partial(counting_plain_ones, render))
         if isinstance(made, list) and not quick and plain == 2:  # the two that hold the first conversation to it
             taken.append(name)
     assert len(taken) >= min(25, 0.4 * len(template_names())), sorted(set(template_names()) - set(taken))
@@ -356,7 +356,7 @@ def outcomes(tokenizer: Any, rows: list[dict[str, Any]], **options: Any) -> list
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch, function: Callable[[], list[Any]]) -> list[Any]:
     with monkeypatch.context() as patch:
         patch.setattr(WatchedTemplate, "prefixes", lambda self, messages, variables: None)
-        patch.setattr(QuickTemplate, "render", lambda self, shown, end, generation_prompt: None)
+        patch.setattr(QuickConversation, "render", lambda self, end, generation_prompt: None)
         patch.setattr(TextTokenizer, "is_safe_joint", lambda self, text: False)
         patch.setattr(TextTokenizer, "safe_joints", lambda self, text: [])
         return function()

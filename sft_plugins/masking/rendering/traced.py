@@ -1,0 +1,205 @@
+"""A chat template run once for all conversations of one shape.
+
+    messages    [{"role": "user", "content": T0}, {"role": "assistant", "content": T1}]        T0, T1: hidden texts
+    trace       "<u>"  T0  "</u><a>"  strip(T1)  "</a>"        asked on the way: is "</think>" in T1? no
+
+What a template writes is decided by the shape of what it is given (roles, keys, types, its variables) and by what it asks of
+the texts. Another conversation of that shape whose texts give the same answers is rendered by putting its texts into the trace;
+where an answer differs, another trace is made. See `hidden.py` for what can be followed; of all else nothing is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import count
+from threading import Lock
+from typing import Any, NamedTuple
+
+from jinja2.environment import Template
+
+from sft_plugins.masking.rendering.following import following
+from sft_plugins.masking.rendering.hidden import (
+    TAPE,
+    Book,
+    Hidden,
+    StructureAskedError,
+    Tape,
+    Text,
+    Values,
+    Whole,
+    joined,
+)
+
+_ALIKE = 8  # traces of one shape, which differ in their answers
+_KINDS = frozenset({"tool", "arguments", "number"})
+_SHAPES = 8192  # more at a time are forgotten
+_TRIED = 64  # traces that may be made before they must have been of use
+
+
+_Leaf = Callable[[Any, str], Any]
+
+
+class Trace(NamedTuple):
+    """`pieces` is what the template writes wherever the steps `questions` come to `answers`: strings, and numbers of steps."""
+
+    questions: tuple[int, ...]
+    answers: tuple[Any, ...]
+    pieces: tuple[str | int, ...]
+
+    def text(self, values: Values) -> str | None:
+        """None where an answer differs, and what is asked for next may make no sense."""
+        try:
+            for question, answer in zip(self.questions, self.answers, strict=True):
+                if values[question] != answer:
+                    return None
+            return "".join([values[piece] if type(piece) is int else piece for piece in self.pieces])  # type: ignore[misc]
+        except Exception:
+            return None
+
+
+class _Traces:
+    """What is known of a template. `whole`: kinds of values, besides texts, that it has not looked into yet."""
+
+    def __init__(self, whole: frozenset[str]) -> None:
+        self.whole, self.book = whole, Book()
+        self.of: dict[tuple[int, ...], list[Trace]] = {}
+        self.made = self.used = 0
+        self._numbers, self._shapes = count(), dict[Any, int]()
+
+    def shape(self, looks: Any) -> int:
+        """A number for what is not hidden; none twice, whatever threads ask."""
+        return self._shapes.setdefault(looks, next(self._numbers))
+
+    @property
+    def full(self) -> bool:
+        return max(len(self._shapes), len(self.of), self.made) > _SHAPES
+
+
+class TracedTemplate:
+    """A chat template that can be compiled, and the traces made of it.
+
+    Attributes:
+        usable: not any more once a trace gave another text than the template.
+        making: held where a trace is made.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.usable, self.making = True, Lock()
+        self.traces = _Traces(_KINDS)
+        self._source = source
+
+    @cached_property
+    def template(self) -> Template:
+        """Compiled when it is first needed, which for many a tokenizer is never."""
+        return following(self._source)
+
+    def look(self, messages: Sequence[Any], variables: dict[str, Any]) -> TracedConversation:
+        if self.traces.full:
+            self.traces = _Traces(self.traces.whole)
+        return TracedConversation(self, messages, variables)
+
+
+class TracedConversation:
+    """What is hidden of a conversation, and what is not."""
+
+    def __init__(self, traced: TracedTemplate, messages: Sequence[Any], variables: dict[str, Any]) -> None:
+        self._traced, self._traces = traced, traced.traces
+        self._messages, self._variables = messages, variables
+        self._slots: list[Any] = []
+        self._values = Values(self._traces.book, self._slots)
+        self._shapes: list[int] = []
+
+    def render(self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]) -> str | None:
+        """The first `end` messages by a trace, or `otherwise`, which a trace is then made to repeat."""
+        if not self._traced.usable:
+            return otherwise(end, generation_prompt)
+        shape = (generation_prompt, *self._until(end))
+        known = self._traces.of.get(shape)
+        for trace in known or ():
+            if (text := trace.text(self._values)) is not None:
+                self._traces.used += 1
+                return text
+        text = otherwise(end, generation_prompt)
+        if known is None:
+            self._traces.of[shape] = []  # of a shape that comes once nothing is traced
+        elif text is not None and len(known) < _ALIKE and self._traces.made < _TRIED + self._traces.used // 4:
+            with self._traced.making:
+                known += self._trace(end, generation_prompt, text)
+        return text
+
+    def _trace(self, end: int, generation_prompt: bool, text: str) -> Iterator[Trace]:
+        """A trace that gives `text` for this conversation."""
+        traces = self._traces
+        traces.made += 1
+        tape = Tape(traces.book, self._values)
+        try:
+            template = self._traced.template
+            context = template.new_context(
+                {**self._hidden(tape, end), "add_generation_prompt": generation_prompt, TAPE: tape}
+            )
+            written = joined(*template.root_render_func(context))
+        except StructureAskedError as error:
+            self._traced.traces = _Traces(traces.whole - {error.kind})
+            return
+        except Exception:  # something is not followed, or the template complains
+            return
+        pieces = written.parts if type(written) is Text else (written,)
+        trace = Trace(tuple(tape.questions), tuple(tape.questions.values()), pieces)
+        if trace.text(self._values) == text:
+            yield trace
+        else:
+            self._traced.usable = False  # it sees through hidden values
+
+    def _until(self, end: int) -> list[int]:
+        """Numbers of the shapes of the variables and the first `end` messages."""
+        if not self._shapes:
+            self._shapes.append(self._traces.shape(repr(self._around(self._slot))))
+        for message in self._messages[len(self._shapes) - 1 : end]:
+            content = message.get("content")
+            if len(message) == 2 and type(content) is str and type(message.get("role")) is str:
+                self._slots.append(content)  # at less cost: what most messages are
+                looks: Any = (message["role"], next(iter(message)))
+            else:
+                looks = repr(self._message(message, self._slot))
+            self._shapes.append(self._traces.shape(looks))
+        return self._shapes[: end + 1]
+
+    def _slot(self, value: Any, _: str) -> type:
+        self._slots.append(value)
+        return type(value)
+
+    def _hidden(self, tape: Tape, end: int) -> dict[str, Any]:
+        """All that the template can look up, hidden in the order of the slots."""
+        slots = count()
+
+        def hide(value: Any, kind: str) -> Hidden:
+            number = tape.book.slot(next(slots))
+            return Text(tape, number) if kind == "text" else Whole(tape, number, kind, type(value)())
+
+        around = self._around(hide)
+        return {**around, "messages": [self._message(message, hide) for message in self._messages[:end]]}
+
+    # What is hidden: `leaf` stands for it.
+
+    def _around(self, leaf: _Leaf) -> dict[str, Any]:
+        variables = dict(self._variables)
+        if tools := variables.get("tools"):
+            variables["tools"] = [self._inside(tool, leaf, "tool") for tool in tools]
+        if documents := variables.get("documents"):
+            variables["documents"] = self._inside(documents, leaf)
+        return variables
+
+    def _message(self, message: Any, leaf: _Leaf) -> dict[str, Any]:
+        return {key: value if key == "role" else self._inside(value, leaf, key) for key, value in message.items()}
+
+    def _inside(self, value: Any, leaf: _Leaf, key: str = "") -> Any:
+        if type(value) is str:
+            return leaf(value, "text")
+        if type(value) in (int, float):
+            return leaf(value, "number") if "number" in self._traces.whole else value
+        if isinstance(value, dict):
+            if key in self._traces.whole:
+                return leaf(value, key)
+            return {name: self._inside(item, leaf, name) for name, item in value.items()}
+        return [self._inside(item, leaf) for item in value] if type(value) is list else value

@@ -1,0 +1,362 @@
+"""A trace gives the text that the template gives, whatever the texts are and whatever it does with them; or no text at all.
+
+The oracle is transformers' own environment. One `TracedTemplate` is shown conversations of one shape and other texts, one after
+another, so that each is rendered by the traces that were made of those before it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
+
+from sft_plugins.errors import MaskingError
+from sft_plugins.masking.coverage.forms import Forms
+from sft_plugins.masking.examples.columns import Reading
+from sft_plugins.masking.examples.formats import Conversation, parse_example
+from sft_plugins.masking.rendering import traced
+from sft_plugins.masking.rendering.environment import quick_environment
+from sft_plugins.masking.rendering.template import ChatRenderer
+from sft_plugins.masking.rendering.traced import TracedTemplate
+from testkit.conversations import BY_NAME, TemplateKnobs, templates
+from testkit.properties import quiet
+from testkit.tokenizers import build_tokenizer, template_names, tokenizer_for_template
+
+# Texts that answer alike what templates ask of texts, and otherwise: blank, tags, case, digits, lines, layouts, quotes.
+TEXTS = [
+    "Hello", "Hello there", "", " ", " a \n", "<think>a</think>b", "</think>", "ABC", "abc", "7", "0", "-1.5", "a,b,,c",
+    "a\nb\n", "{0}", "%s", "user", "None", "True", "é\u0301 ß ﬁ", 'say "x" \\ \t', "<b>&amp;</b>", "Zhidden0neddihZ",
+]  # fmt: skip
+NUMBERS = [0, 1, 7, -1.5, 1e300]
+FOR, END = "{% for m in messages %}", "{% endfor %}"
+
+
+def oracle(
+    source: str, messages: list[dict[str, Any]], variables: dict[str, Any], generation_prompt: bool
+) -> str | None:
+    """What transformers' own environment writes; None where the template complains."""
+    template = chat_template_utils._compile_jinja_template(source)
+    shown = copy.deepcopy({**variables, "messages": messages, "add_generation_prompt": generation_prompt})
+    try:
+        return template.render(shown)
+    except Exception:
+        return None
+
+
+def call(number: Any, text: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": text or "f", "arguments": {"n": number, "t": text}}}
+
+
+def rows(count: int, start: int = 0) -> Iterable[list[dict[str, Any]]]:
+    """Conversations of one shape."""
+    texts, numbers = itertools.cycle([*TEXTS[start:], *TEXTS[:start]]), itertools.cycle(NUMBERS)
+    for text in itertools.islice(texts, count):
+        other, number = next(texts), next(numbers)
+        yield [
+            {"role": "user", "content": text, "n": int(number)},
+            {"role": "assistant", "content": other, "thinking": text, "tool_calls": [call(int(number), text)]},
+        ]
+
+
+def held(source: str, count: int = 5, **variables: Any) -> int:
+    """How many of so many conversations were rendered by a trace, each being held to the oracle."""
+    template = TracedTemplate(source)
+    for messages in [*rows(2), *rows(count, len(source) % len(TEXTS))]:
+        expected = oracle(source, messages, variables, False)
+        if expected and " at 0x" in expected:
+            continue  # an address in memory, which no two renderings share
+        look = template.look(messages, variables)
+        assert look.render(2, False, otherwise=lambda *_, text=expected: text) == expected, (source, messages)
+    assert template.usable, f"{source}: a trace gave another text than the template"
+    return template.traces.used
+
+
+# --- everything that Jinja can do with a value --------------------------------------------------------------------------
+
+ENVIRONMENT = quick_environment("")
+# The value of which the template is to learn something, in every form in which it may come.
+VALUES = {
+    "text": "m.content",
+    "made": "(m.content | trim)",
+    "joined": "(m.content ~ '!' + m.role)",
+    "list": "[m.content, 'x']",
+    "mapping": "{'k': m.content}",
+    "message": "m",
+    "messages": "messages",
+    "number": "m.n",
+    "length": "(m.content | length)",
+    "arguments": "messages[1].tool_calls[0].function.arguments",
+    "json": "(m | tojson)",
+    "method": "m.content.strip",
+    "written": "m.content | safe",
+}
+BY_CHANCE = {"random"}
+ARGUMENTS = ("", "('a')", "(2)", "(m.content)", "(m.n)", "('a', 'b')", "(attribute='content')", "('content')")
+OPERATORS = ["+", "-", "*", "/", "//", "%", "**", "~", "==", "!=", "<", "<=", ">", ">=", "in", "not in", "and", "or"]
+OTHERS = ("'a'", "1", "true", "['a', m.content]", "messages[0].content", "'%s'", "missing")
+
+
+def uses(expression: str) -> str:
+    """A template that writes the expression and decides by it."""
+    return FOR + f"[{{{{ {expression} }}}}|{{% if {expression} %}}yes{{% endif %}}]" + END
+
+
+@pytest.mark.parametrize("name", sorted(set(ENVIRONMENT.filters) - BY_CHANCE))
+def test_every_filter_of_everything(name: str) -> None:
+    for value in VALUES.values():
+        held(uses(f"({value}) | {name}"))
+    for value, arguments in itertools.product(("m.content", "messages"), ARGUMENTS):
+        held(uses(f"{value} | {name}{arguments}"))
+    held(uses(f"'a b' | {name}(m.content)"))
+
+
+@pytest.mark.parametrize("name", sorted(set(ENVIRONMENT.tests)))
+def test_every_test_of_everything(name: str) -> None:
+    for value in VALUES.values():
+        held(uses(f"[{value}] | select('{name}') | list | length"))
+    for value, other in itertools.product(
+        ("m.content", "m.n", "[m.content]", "'a'"), ("'a'", "0", "m.content", "messages")
+    ):
+        held(uses(f"[{value}] | select('{name}', {other}) | list | length"))
+
+
+@pytest.mark.parametrize("name", [name for name in dir(str) if name[:2] != "__"])
+def test_every_method_of_a_text(name: str) -> None:
+    held(uses(f"m.content['{name}']"))
+    for arguments in ("()", "('a')", "(1)", "(m.content)", "('a', 'b')", "('a', 1)", "(['a', m.content])", "(m.n)", ""):
+        held(uses(f"m.content.{name}{arguments}"))
+    for arguments in ("(m.content)", "(['a', m.content])", "('a', m.content)"):
+        held(uses(f"'a b'.{name}{arguments}"))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_on_either_side(operator: str) -> None:
+    for value, other in itertools.product(("m.content", "m.n", "(m.content | length)", "[m.content]", "m"), OTHERS):
+        held(uses(f"{value} {operator} {other}"))
+        held(uses(f"{other} {operator} {value}"))
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_every_look_into_everything(value: str) -> None:
+    for look in (
+        "[0]", "[-1]", "[1:]", "[:1]", "[::-1]", "['content']", "[m.content]", "[m.n]", "[m.n:]", "[messages]", ".content",
+        ".missing", ".__class__", ".items()", ".keys()", ".get(m.content)", ".get('content', m.n)", ".index(m.content)",
+        ".count(m.content)",
+    ):  # fmt: skip
+        held(uses(f"({value}){look}"))
+    for statement in (
+        "{% for x in VALUE %}<{{ x }}>{% endfor %}",
+        "{% for x in VALUE if x %}<{{ loop.index }}>{% endfor %}",
+        "{% for k, v in VALUE.items() %}{{ k }}={{ v }};{% endfor %}",
+        "{% set ns = namespace(x=VALUE) %}{% set ns.y = ns.x %}{{ ns.y }}",
+        "{% set x %}{{ VALUE }}{% endset %}{{ x | trim }}{{ x | length > 3 }}",
+        "{% filter trim %} {{ VALUE }} {% endfilter %}",
+        "{% macro f(x) %}({{ x }}){% endmacro %}{{ f(VALUE) }}{{ f(VALUE).strip('(') == 'abc)' }}",
+        "{% macro f(x) %}{{ caller(x) }}{% endmacro %}{% call(y) f(VALUE) %}{{ y }}{% endcall %}",
+        "{% generation %}{{ VALUE }}{% endgeneration %}",
+        "{% autoescape true %}{{ VALUE }}{% endautoescape %}",
+        "{{ loop.changed(VALUE) }}{{ loop.cycle(VALUE, 'b') }}",
+        "{{ {'Hello': 1, 'user': 2, 7: 3}[VALUE] }}{{ ['a', 'b', 'c'][VALUE] }}{{ 'abcdef'[VALUE:] }}",
+        "{{ {'Hello': 1}.get(VALUE, 'none') }}{{ ['Hello', 7].index(VALUE) }}",
+        "{{ range(VALUE) | list }}",
+        "{{ dict(a=VALUE).a }}",
+        "{{ cycler(VALUE, 1).next() }}{{ joiner(VALUE)() }}",
+        "{% if not VALUE %}{{ raise_exception('no') }}{% endif %}",
+        "{{ raise_exception(VALUE) }}",
+        "{{ VALUE() }}",
+        "{{ -VALUE }}",
+        "{{ 'a' if VALUE else 'b' }}",
+        "{{ strftime_now('%Y') ~ VALUE }}",
+        "{{ [VALUE, VALUE] | join(VALUE) }}{{ ', '.join([VALUE, 'x']) }}",
+        "{{ VALUE | tojson(indent=2) }}{{ [VALUE] | tojson(sort_keys=true) }}",
+        "{{ {'b': VALUE, 'a': 'Zhidden0neddihZ'} | tojson(ensure_ascii=true, separators=(',', ':')) }}",
+        "{{ [m.content, 'b'] | sort }}{{ [m.content, 'b'] | unique | list }}{{ [VALUE] | sort | first }}",
+        "{{ messages | selectattr('content', 'equalto', VALUE) | list | length }}",
+        "{{ messages | map(attribute='content') | select('in', VALUE) | list | length }}",
+    ):
+        held(FOR + statement.replace("VALUE", f"({value})") + END, missing=[1])
+
+
+# --- what is traced -----------------------------------------------------------------------------------------------------
+
+FOLLOWED = {
+    "as it stands": "{{ m.content }}",
+    "trimmed": "{{ m.content.strip() | trim }}",
+    "put together": "{{ '<' + m.role ~ '>' + m.content }}",
+    "a macro": "{% macro f(x) %}({{ x }}){% endmacro %}{{ f(m.content) | trim }}",
+    "a block": "{% set x %}{{ m.content }}{% endset %}{{ x }}",
+    "json": "{{ m | tojson }}{{ m.content | tojson }}",
+    "arguments": "{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{{ c.function.name }}{% endfor %}",
+    "numbers": "{{ m.n }}",
+    "numbers looked at": "{% if m.n is defined and m.n > -5 %}{{ m.n }}{% endif %}",
+    "arguments looked at": "{% for c in m.tool_calls %}{% for k, v in c.function.arguments.items() %}{{ v }}{% endfor %}"
+    "{% endfor %}",
+    "arguments filtered": "{% for c in m.tool_calls %}{% for k, v in c.function.arguments | items %}{{ v }}{% endfor %}"
+    "{% endfor %}",
+    "a day": "{{ strftime_now('%Y') }}{{ m.content }}",
+    "generation": "{% generation %}{{ m.content }}{% endgeneration %}",
+    "safe": "{{ m | tojson | safe }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_is_followed_is_traced(name: str) -> None:
+    count = 20 if name != "numbers looked at" else 60  # their values are of the shape then
+    assert held(FOR + FOLLOWED[name] + END, count) > count / 2
+
+
+def test_an_answer_that_differs_makes_another_trace() -> None:
+    rest = "{{ m.content.split('</think>')[-1] }}"
+    source = FOR + "{% if '</think>' in m.content %}" + rest + "{% else %}{{ m.content }}{% endif %}" + END
+    template = TracedTemplate(source)
+    used = []
+    for text in ["a", "b", "c", "x</think>y", "z</think>w", "d", "1</think>2</think>3"]:
+        messages = [{"role": "user", "content": text}]
+        before = template.traces.used
+        found = template.look(messages, {}).render(
+            1, False, otherwise=lambda *_, m=messages: oracle(source, m, {}, False)
+        )
+        assert found == oracle(source, messages, {}, False)
+        used.append(template.traces.used > before)
+    assert used == [False, False, True, False, True, True, False]
+
+
+def test_what_another_variable_would_change_is_another_shape() -> None:
+    source = "{{ bos }}" + FOR + "{{ m.content }}{{ m.n }}" + END + "{{ tools | length if tools else 0 }}{{ flag }}"
+    template = TracedTemplate(source)
+    tools = [None, [], [{"a": 1}], [{"a": 1}, {"b": 2}]]
+    shown = [
+        {"bos": bos, "tools": some, "flag": flag}
+        for bos, some, flag in itertools.product(["<s>", ""], tools, [1, True, 1.0, "1"])
+    ] * 4
+    for variables in shown:
+        messages = [{"role": "user", "content": "x", "n": 1}]
+        expected = oracle(source, messages, variables, False)
+        assert template.look(messages, variables).render(1, False, otherwise=lambda *_, e=expected: e) == expected
+    assert template.traces.used >= len(shown) // 4
+
+
+def test_a_trace_that_gives_another_text_ends_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = TracedTemplate(FOR + "{{ m.content }}" + END)
+    monkeypatch.setattr(traced.Trace, "text", lambda self, values: "wrong")
+    for _ in range(3):
+        look = template.look([{"role": "user", "content": "right"}], {})
+        assert look.render(1, False, otherwise=lambda *_: "right") == "right"
+    assert not template.usable
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced, "_SHAPES", 20)
+    template = TracedTemplate(FOR + "{{ m | tojson }}" + END)
+    for number in range(500):
+        messages = [{"role": "user", f"key {number // 3}": "v"}]
+        look = template.look(messages, {})
+        text = oracle(FOR + "{{ m | tojson }}" + END, messages, {}, False)
+        assert look.render(1, False, otherwise=lambda *_, t=text: t) == text
+        assert len(template.traces.of) <= 22
+    assert template.traces.used
+
+
+def test_a_template_that_cannot_be_followed_is_not_tried_for_ever() -> None:
+    template = TracedTemplate(FOR + "{{ m.content | wordwrap(3) }}" + END)
+    for number in range(400):
+        messages = [{"role": "user", "content": str(number)}] * (1 + number % 4)
+        template.look(messages, {}).render(1 + number % 4, False, otherwise=lambda *_: "x")
+    assert template.traces.made == traced._TRIED
+    assert template.traces.used == 0
+
+
+def test_threads_share_traces() -> None:
+    source = FOR + "{{ m.role }}{{ m.content | trim }}{% if 'a' in m.content %}!{% endif %}" + END
+    template = TracedTemplate(source)
+    wrong: list[Any] = []
+
+    def work(offset: int) -> None:
+        for number in range(300):
+            text = TEXTS[(number + offset) % len(TEXTS)]
+            messages = [{"role": "user", "content": text}, {"role": f"r{number % 7}", "content": text + "a"}]
+            expected = oracle(source, messages, {}, False)
+            if template.look(messages, {}).render(2, False, otherwise=lambda *_, e=expected: e) != expected:
+                wrong.append(messages)
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert template.usable
+    assert template.traces.used > 600
+
+
+# --- real templates and random ones -------------------------------------------------------------------------------------
+
+REAL = ("system", "tools", "reasoning", "many_turns", "parallel_calls", "unicode")
+
+
+def conversation(row: dict[str, Any], renderer: ChatRenderer) -> Conversation | None:
+    try:
+        read = parse_example(row, Reading())
+    except MaskingError:
+        return None
+    return Forms(renderer).choose(read).of(read) if isinstance(read, Conversation) else None
+
+
+def retold(value: Any, texts: Any, key: str = "") -> Any:
+    """`value` with other texts of the conversation's own."""
+    if isinstance(value, dict):
+        return {name: retold(item, texts, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [retold(item, texts) for item in value]
+    return next(texts) if isinstance(value, str) and key not in ("role", "type") else value
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_real_templates_write_the_same_by_traces(name: str) -> None:
+    renderer = ChatRenderer(tokenizer_for_template(name))
+    texts = itertools.cycle(TEXTS)
+    entries = [BY_NAME[key] for key in REAL if key in BY_NAME]
+    for entry in entries * 2:
+        told = conversation(entry.for_tokenizer("</s>"), renderer)
+        if told is None:
+            continue
+        for messages in [told.messages, *(retold(told.messages, texts) for _ in range(4))]:
+            render = renderer._beginnings(messages, told)
+            for end, generation_prompt in itertools.product(range(1, len(messages) + 1), (False, True)):
+                try:
+                    plain = renderer._plainly(messages[:end], told, generation_prompt=generation_prompt)
+                except MaskingError:
+                    with pytest.raises(MaskingError):
+                        render(end, generation_prompt)
+                else:
+                    assert render(end, generation_prompt) == plain
+    quick = [quick for quick in renderer._quick.values() if quick]
+    assert quick
+    assert all(one._traced.usable for one in quick)
+    assert sum(one._traced.traces.used for one in quick) > 20
+
+
+@quiet(max_examples=60)
+@given(
+    knobs=templates(), texts=st.lists(st.lists(st.sampled_from(TEXTS), min_size=4, max_size=4), min_size=3, max_size=6)
+)
+def test_random_templates_write_the_same_by_traces(knobs: TemplateKnobs, texts: list[list[str]]) -> None:
+    renderer = ChatRenderer(build_tokenizer("qwen", chat_template=None), knobs.jinja())
+    for system, question, thought, answer in texts:
+        messages = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer, "reasoning_content": thought},
+        ]
+        told = Conversation(messages, [False, False, True])
+        render = renderer._beginnings(messages, told)
+        for end, generation_prompt in itertools.product(range(1, 4), (False, True)):
+            plain = renderer._plainly(messages[:end], told, generation_prompt=generation_prompt)
+            assert render(end, generation_prompt) == plain
