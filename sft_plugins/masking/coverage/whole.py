@@ -44,10 +44,12 @@ class Coverage:
         if spans is None:
             # The response is no rendering of the template: what precedes it is looked at alone.
             slots, spans = self._spans(last.conversation, last.index, last.prompt, generation_prompt=True)
-        elif _lost(slots, spans, turns):
+            lost = _lost(slots, spans or [], turns)
+        elif lost := _lost(slots, spans, turns):
             # The skeleton lacks a text; the row itself may hold it.
-            spans = spans + (self._by_marks_behind(last.conversation, end, rendered, generation_prompt=False) or [])
-        if lost := _lost(slots, spans or [], turns):
+            behind = self._by_marks_behind(last.conversation, end, rendered, generation_prompt=False) or []
+            lost = _lost(slots, spans + behind, turns)
+        if lost:
             raise _content_lost(lost, last.conversation)
 
     def _spans(

@@ -6,19 +6,17 @@ template         user template                        trained
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from sft_plugins.masking.encoding.pieces import Pieces
-from sft_plugins.masking.examples.content import content_text
 
 
 def count_origins(
     ids: list[int],
     trained: Sequence[tuple[int, int]],
-    messages: Sequence[Mapping[str, Any]],
+    contents: Sequence[tuple[str, bytes]],
     pieces: Pieces | None,
     rendered: str | None,
 ) -> dict[str, int]:
@@ -29,6 +27,7 @@ def count_origins(
 
     Args:
         trained: half-open spans of `ids`.
+        contents: roles and contents of the row's messages, as `Conversation.contents` has them.
         rendered: the text whose bytes the ids are known to stand for, and maybe more behind it; None where that is not known.
     """
     supervised = sum(end - start for start, end in trained)
@@ -39,12 +38,11 @@ def count_origins(
     roles: list[str] = []
     spans: list[tuple[int, int]] = []  # of bytes, each holding at least one
     position = 0
-    for message in messages:
-        content = content_text(message.get("content")).strip().encode()
+    for role, content in contents:
         found = spelled.find(content, position) if content else -1
         if found >= 0:
             position = found + len(content)
-            roles.append(message["role"])
+            roles.append(role)
             spans.append((found, position - 1))
     counts = {"trained": supervised}
     tokens = np.searchsorted(ends, np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()

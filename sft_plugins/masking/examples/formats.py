@@ -21,6 +21,7 @@ from sft_plugins.masking.examples.columns import (
     system_of,
     template_kwargs,
 )
+from sft_plugins.masking.examples.content import content_text
 from sft_plugins.masking.examples.flags import check_row_flags
 from sft_plugins.masking.examples.messages import Message, check_thoughts, message_texts, read_messages
 from sft_plugins.masking.examples.tokenized import Tokenized, parse_tokenized
@@ -51,6 +52,11 @@ class Conversation:
     def texts(self) -> list[str]:
         """Every free text of each message (`message_texts`), joined by NUL."""
         return ["\0".join(message_texts(message)) for message in self.messages]
+
+    @cached_property
+    def contents(self) -> list[tuple[str, bytes]]:
+        """Role and content of each message, white space at its ends aside, in UTF-8."""
+        return [(message["role"], content_text(message.get("content")).strip().encode()) for message in self.messages]
 
 
 @dataclass(frozen=True)

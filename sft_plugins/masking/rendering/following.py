@@ -33,22 +33,9 @@ from sft_plugins.masking.rendering.hidden import (
 )
 
 # Filters that hand values on, and look at nothing of a text but whether there is one.
-_HANDING_ON = frozenset(
-    [
-        "list",
-        "first",
-        "last",
-        "map",
-        "select",
-        "selectattr",
-        "reject",
-        "rejectattr",
-        "default",
-        "d",
-        "items",
-        "dictsort",
-    ]
-)
+_HANDING_ON = frozenset({
+    "list", "first", "last", "map", "select", "selectattr", "reject", "rejectattr", "default", "d", "items", "dictsort",
+})  # fmt: skip
 # Filters that make a text of a text, and of nothing else.
 _MAKING = frozenset({"trim", "lower", "upper", "capitalize", "title", "indent"})
 _BY_CHANCE = frozenset({"random"})

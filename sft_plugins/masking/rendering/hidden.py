@@ -15,9 +15,9 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-_MADE = frozenset(
-    ["strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace", "removeprefix", "removesuffix"]
-)
+_MADE = frozenset({
+    "strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace", "removeprefix", "removesuffix",
+})  # fmt: skip
 _ASKED = frozenset({"startswith", "endswith", "isspace", "isdigit", "isalpha", "isalnum", "count", "find", "rfind"})
 _CUT = frozenset({"split", "rsplit", "splitlines", "partition", "rpartition"})
 _ARGUMENTS = (str, int, type(None))
@@ -248,7 +248,7 @@ def joined(*pieces: Any) -> Any:
         for part in piece.parts if type(piece) is Text else (piece,):
             if type(part) is str and parts and type(parts[-1]) is str:
                 parts[-1] += part
-            elif part != "":
+            else:
                 parts.append(part)
     return Text(tape, *parts)
 

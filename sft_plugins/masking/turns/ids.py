@@ -64,10 +64,15 @@ def turn_ids(text: TextTokenizer, cuts: Cuts, encoded: list[list[int]]) -> list[
         for cut, one in zip(*pair, strict=True)
         if one is None
     ]
-    responses = iter(text.encode_continuations(alone))
+    responses = text.encode_continuations(alone)
+    exact = exact and bool(alone) and text.decode_exactly(alone, responses)
+    response = iter(responses)
     return [
-        [one or TurnIds(prompt, next(responses), joined=False) for prompt, one in zip(*pair, strict=True)]
-        for pair in zip(prompts, joined, strict=True)
+        [
+            one or TurnIds(prompt, next(response), joined=False, exact=exact and _is_exact(text, cut))
+            for cut, prompt, one in zip(*turns, strict=True)
+        ]
+        for turns in zip(cuts.turns, prompts, joined, strict=True)
     ]
 
 
@@ -104,6 +109,11 @@ def _prompt(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> list[i
     return body + text.encode_short(cut.head) if cut.head else body
 
 
+def _is_exact(text: TextTokenizer, cut: _Cut) -> bool:
+    """Whether the prompt's ids are its very bytes, where those of all texts are. A BOS of a plain prompt stands for none."""
+    return not cut.plain and (not cut.head or text.short_is_exact(cut.head))
+
+
 def _joined(
     text: TextTokenizer, cut: _Cut, prompt: list[int], ids: dict[str, list[int]], *, exact: bool
 ) -> TurnIds | None:
@@ -115,6 +125,6 @@ def _joined(
         return None
     response = tail[len(head) :]
     # What is left of a tail's bytes behind those of its head are the response's.
-    if exact and text.short_is_exact(cut.head):
+    if exact and _is_exact(text, cut):
         return TurnIds(prompt, response, joined=True, exact=True)
     return TurnIds(prompt, response, joined=True) if text.goes_on(response, cut.response) else None

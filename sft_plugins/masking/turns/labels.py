@@ -82,9 +82,9 @@ class _Row:
 
     def _origins(self, text: TextTokenizer) -> dict[str, int]:
         last = self.turns[-1]
-        messages = last.conversation.messages[: last.index + 1]
+        contents = last.conversation.contents[: last.index + 1]
         rendered = last.prompt + last.response if self.exact else None
-        return count_origins(self.input_ids, self.spans, messages, text.pieces, rendered)
+        return count_origins(self.input_ids, self.spans, contents, text.pieces, rendered)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ another, so that each is rendered by the traces that were made of those before i
 from __future__ import annotations
 
 import copy
+import datetime
 import itertools
 import threading
 from collections.abc import Iterable
@@ -163,8 +164,6 @@ def test_every_look_into_everything(value: str) -> None:
         "{% generation %}{{ VALUE }}{% endgeneration %}",
         "{% autoescape true %}{{ VALUE }}{% endautoescape %}",
         "{{ loop.changed(VALUE) }}{{ loop.cycle(VALUE, 'b') }}",
-        "{{ {'Hello': 1, 'user': 2, 7: 3}[VALUE] }}{{ ['a', 'b', 'c'][VALUE] }}{{ 'abcdef'[VALUE:] }}",
-        "{{ {'Hello': 1}.get(VALUE, 'none') }}{{ ['Hello', 7].index(VALUE) }}",
         "{{ range(VALUE) | list }}",
         "{{ dict(a=VALUE).a }}",
         "{{ cycler(VALUE, 1).next() }}{{ joiner(VALUE)() }}",
@@ -182,6 +181,25 @@ def test_every_look_into_everything(value: str) -> None:
         "{{ messages | map(attribute='content') | select('in', VALUE) | list | length }}",
     ):
         held(FOR + statement.replace("VALUE", f"({value})") + END, missing=[1])
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        "{'Hello': 1, '7': 2}[m.content]", "{'Hello': 1, '7': 2}.get(m.content, 'none')", "m.content in {'Hello': 1, '7': 2}",
+        "['Hello', '7'].index(m.content)", "['Hello', '7'].count(m.content)",
+        "[m.content, 'Hello', '7'] | unique | list | length", "messages | groupby('content') | list | length",
+        "{7: 1, 0: 2}[m.n]", "m.n in {7: 1}", "'abcdefgh'[m.n]", "'abcdefgh'[m.n:]", "'abcdefgh'[m.content | length]",
+        "'abcdefgh'[(m.content | length):]", "range(m.n) | list", "'ab' * m.n", "m is sameas(m)",
+        "{m.content: 1} == {'Hello': 1}", "(m.content, 1) in {('Hello', 1): 2}", "dict(a=m.content) == {'a': 'Hello'}",
+        "m.content is in ['Hello', '7']", "m.content is in 'Hello there'", "m.content in 'Hello there'", "m.n == true",
+        "m.n == 7.0", "(m.content | length) == true", "(m.content | length) == 5", "m.content[:5] == 'Hello'",
+        "m.content.split('a') | length",
+    ],
+)  # fmt: skip
+def test_a_hidden_value_is_no_key_that_is_missing(look: str) -> None:
+    """Python and Jinja take many a failure to look something up for an answer."""
+    held(uses(look), len(TEXTS))
 
 
 # --- what is traced -----------------------------------------------------------------------------------------------------
@@ -204,6 +222,22 @@ FOLLOWED = {
     "generation": "{% generation %}{{ m.content }}{% endgeneration %}",
     "safe": "{{ m | tojson | safe }}",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        "'abc' | random", "[m.content] | random", "lipsum()", "cycler(1, 2).next()", "m | pprint", "m.items",
+        "['a'] | map('upper')", "[messages | map(attribute='n')]", "loop", "namespace(a=1)",
+    ],
+)  # fmt: skip
+def test_what_comes_by_chance_or_is_not_known_is_never_traced(look: str) -> None:
+    template = TracedTemplate(FOR + f"{{{{ {look} }}}}" + END)
+    for messages in rows(20):
+        template.look(messages, {}).render(2, False, otherwise=lambda *_: "a")
+    assert template.traces.made
+    assert template.usable, "something was traced, and seen to be wrong"
+    assert not any(template.traces.of.values())
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
@@ -250,6 +284,25 @@ def test_a_trace_that_gives_another_text_ends_tracing(monkeypatch: pytest.Monkey
         look = template.look([{"role": "user", "content": "right"}], {})
         assert look.render(1, False, otherwise=lambda *_: "right") == "right"
     assert not template.usable
+
+
+def test_the_day_is_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        year = 2026
+
+        @classmethod
+        def now(cls) -> datetime.datetime:
+            return datetime.datetime(cls.year, 1, 1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    source = FOR + "{{ m.content }}" + END + "{{ strftime_now('%Y') }}"
+    template = TracedTemplate(source)
+    for Clock.year in (2026, 2026, 2026, 2027, 2028):
+        messages = [{"role": "user", "content": "a"}]
+        expected = oracle(source, messages, {}, False)
+        assert expected == f"a{Clock.year}"
+        assert template.look(messages, {}).render(1, False, otherwise=lambda *_, e=expected: e) == expected
+    assert template.traces.used == 3
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
