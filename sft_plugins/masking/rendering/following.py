@@ -83,22 +83,13 @@ def following(source: str) -> Template:
                 return function(*args, **{name: value for name, value in kwargs.items() if name not in _OF_JINJA})
             if function is self.globals.get("strftime_now"):
                 return _now(context.resolve(TAPE), function, *args)
-            owner = getattr(function, "__self__", None)
-            if (
-                type(function) is BuiltinMethodType
-                and type(owner) is str
-                and any(isinstance(arg, Hidden) for arg in args)
-            ):
-                raise NotFollowedError(function.__name__)
-            if type(function) is BuiltinMethodType and type(owner) is str and function.__name__ == "join":
+            owner, builtin = getattr(function, "__self__", None), type(function) is BuiltinMethodType
+            if builtin and type(owner) is str and any(isinstance(arg, Hidden) for arg in args):
+                raise NotFollowedError(f"{function.__name__} of hidden arguments")
+            if builtin and type(owner) is str and function.__name__ == "join":
                 return _together(owner, *args)
-            known = type(function) is BuiltinMethodType and type(owner) in (str, dict, list, tuple)
-            if (
-                known
-                or type(function) is Macro
-                or isinstance(owner, (LoopContext, Extension))
-                or self._is_own(function)
-            ):
+            known = type(owner) in (str, dict, list, tuple) if builtin else isinstance(owner, (LoopContext, Extension))
+            if known or type(function) is Macro or self._is_own(function):
                 return super().call(context, function, *args, **kwargs)
             raise NotFollowedError(f"call of {function!r}")
 

@@ -35,6 +35,8 @@ _ALIKE = 8  # traces of one shape, which differ in their answers
 _KINDS = frozenset({"tool", "arguments", "number"})
 _SHAPES = 8192  # more at a time are forgotten
 _TRIED = 64  # traces that may be made before they must have been of use
+_USES = 16  # that one trace must have, which is made in the time of some ten renderings
+_ASKED = 512  # renderings after which a template is given up of which one in eight is not traced
 
 
 _Leaf = Callable[[Any, str], Any]
@@ -64,12 +66,20 @@ class _Traces:
     def __init__(self, whole: frozenset[str]) -> None:
         self.whole, self.book = whole, Book()
         self.of: dict[tuple[int, ...], list[Trace]] = {}
-        self.made = self.used = 0
+        self.made = self.used = self.asked = 0
         self._numbers, self._shapes = count(), dict[Any, int]()
 
     def shape(self, looks: Any) -> int:
         """A number for what is not hidden; none twice, whatever threads ask."""
         return self._shapes.setdefault(looks, next(self._numbers))
+
+    @property
+    def may_grow(self) -> bool:
+        return self.made < _TRIED + self.used // _USES
+
+    @property
+    def of_use(self) -> bool:
+        return self.asked < _ASKED or self.used > self.asked // 8
 
     @property
     def full(self) -> bool:
@@ -112,18 +122,20 @@ class TracedConversation:
 
     def render(self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]) -> str | None:
         """The first `end` messages by a trace, or `otherwise`, which a trace is then made to repeat."""
-        if not self._traced.usable:
+        traces = self._traces
+        if not (self._traced.usable and traces.of_use):
             return otherwise(end, generation_prompt)
+        traces.asked += 1
         shape = (generation_prompt, *self._until(end))
-        known = self._traces.of.get(shape)
+        known = traces.of.get(shape)
         for trace in known or ():
             if (text := trace.text(self._values)) is not None:
-                self._traces.used += 1
+                traces.used += 1
                 return text
         text = otherwise(end, generation_prompt)
         if known is None:
-            self._traces.of[shape] = []  # of a shape that comes once nothing is traced
-        elif text is not None and len(known) < _ALIKE and self._traces.made < _TRIED + self._traces.used // 4:
+            traces.of[shape] = []  # of a shape that comes once nothing is traced
+        elif text is not None and len(known) < _ALIKE and traces.may_grow:
             with self._traced.making:
                 known += self._trace(end, generation_prompt, text)
         return text

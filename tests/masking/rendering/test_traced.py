@@ -319,11 +319,23 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_template_that_cannot_be_followed_is_not_tried_for_ever() -> None:
     template = TracedTemplate(FOR + "{{ m.content | wordwrap(3) }}" + END)
-    for number in range(400):
+    for number in range(2 * traced._ASKED):
         messages = [{"role": "user", "content": str(number)}] * (1 + number % 4)
         template.look(messages, {}).render(1 + number % 4, False, otherwise=lambda *_: "x")
     assert template.traces.made == traced._TRIED
     assert template.traces.used == 0
+    assert template.traces.asked == traced._ASKED
+
+
+def test_shapes_that_seldom_come_again_are_not_traced_for_ever() -> None:
+    source = FOR + "{{ m | tojson }}" + END
+    template = TracedTemplate(source)
+    for number in range(3 * traced._ASKED):
+        messages = [{"role": "user", f"key {number if number % 30 else 0}": "v"}]
+        text = oracle(source, messages, {}, False)
+        assert template.look(messages, {}).render(1, False, otherwise=lambda *_, t=text: t) == text
+    assert template.traces.asked == traced._ASKED
+    assert template.traces.used > 10
 
 
 def test_threads_share_traces() -> None:
