@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from itertools import cycle
 from types import BuiltinMethodType
 from typing import Any
 
@@ -74,7 +73,8 @@ def following(source: str) -> Template:
         def _of_hidden(self, obj: Hidden | Method, attribute: Any) -> Any:
             if type(obj) is Whole:
                 obj.look()
-            if type(obj) is not Text or type(attribute) is not str:
+            # What begins with `_` the sandbox calls undefined, whether strings have it or not.
+            if type(obj) is not Text or type(attribute) is not str or attribute[:1] == "_":
                 raise NotFollowedError(f"{attribute!r} of a hidden value")
             return obj.method(attribute) if hasattr(str, attribute) else self.undefined(obj="", name=attribute)
 
@@ -215,10 +215,7 @@ def _as_json(own: Callable[..., Any], value: Any, args: list[Any], kwargs: dict[
     pieces = _MARKS.split(text)
     if sorted(pieces[1::2], key=int) != [str(index) for index in range(len(found))]:
         raise NotFollowedError("a text that looks like a mark")
-    made = [
-        found[int(piece)].made(_json, own, *options) if odd else piece
-        for odd, piece in zip(cycle((False, True)), pieces, strict=False)
-    ]
+    made = [found[int(piece)].made(_json, own, *options) if index % 2 else piece for index, piece in enumerate(pieces)]
     return joined(*made)
 
 

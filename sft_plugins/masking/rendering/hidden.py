@@ -127,10 +127,14 @@ class Hidden:
     def __eq__(self, other: object) -> Any:
         if isinstance(other, Hidden):
             return self.tape.ask(operator.eq, (self.number, other.number))
-        return self.asked(operator.eq, other) if type(other) in (str, int, float, bool) else NotImplemented
+        if type(other) in (str, int, float, bool):
+            return self.asked(operator.eq, other)
+        if isinstance(other, str):  # a safe text, say, which equals a plain one
+            raise NotFollowedError(f"compared with a {type(other).__name__}")
+        return NotImplemented  # and so unequal, as strings and numbers are to everything else
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise NotFollowedError("written out by Python")
+        raise NotFollowedError("written out, or compared, by Python")
 
     __str__ = __repr__ = __format__ = _refuse
 
@@ -213,9 +217,10 @@ class Length(Hidden):
 
 
 class Method:
-    """A method of a text, looked up and not yet called."""
+    """A method of a text, looked up and not yet called. Python would compare two of one text as they are in memory."""
 
-    __str__ = __repr__ = __format__ = Hidden._refuse
+    __hash__ = None  # type: ignore[assignment]
+    __str__ = __repr__ = __format__ = __eq__ = Hidden._refuse
 
     def __init__(self, text: Text, name: str) -> None:
         self._text, self._name = text, name

@@ -123,6 +123,10 @@ def test_every_look_into_everything(value: str) -> None:
         "m.content is in ['Hello', '7']", "m.content is in 'Hello there'", "m.content in 'Hello there'", "m.n == true",
         "m.n == 7.0", "(m.content | length) == true", "(m.content | length) == 5", "m.content[:5] == 'Hello'",
         "m.content.split('a') | length",
+        "m.content == ('Hello' | safe)", "('Hello' | safe) == m.content", "m.content in ['Hello' | safe, '7' | safe]",
+        "m.content != ('Hello' | safe)", "m.content.strip == m.content.strip", "m.content.strip in [m.content.strip]",
+        "m.content.__class__ is defined", "m.content.__len__ is defined", "m.content.strip is defined",
+        "('x' if m.content.__class__ else 'y')", "m.content.strip is sameas(m.content.strip)",
     ],
 )  # fmt: skip
 def test_a_hidden_value_is_no_key_that_is_missing(look: str) -> None:
