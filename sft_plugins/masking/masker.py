@@ -21,8 +21,6 @@ import numpy as np
 from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
-from sft_plugins.masking.coverage.forms import Forms
-from sft_plugins.masking.coverage.whole import Coverage
 from sft_plugins.masking.encoding.ahead import encoded_ahead
 from sft_plugins.masking.encoding.fast import EncoderDiffersError
 from sft_plugins.masking.encoding.garbage import no_search_for_cycles
@@ -32,6 +30,7 @@ from sft_plugins.masking.examples.messages import unread_keys
 from sft_plugins.masking.examples.values import too_deep
 from sft_plugins.masking.headers.assistant import check_every_turn_supervised
 from sft_plugins.masking.options import MaskingOptions
+from sft_plugins.masking.planning.planner import Planner
 from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.ids import Cuts, TurnIds, cut_turns, turn_ids
 from sft_plugins.masking.turns.labels import Assembler, MaskedExample
@@ -39,7 +38,7 @@ from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
-from sft_plugins.masking.turns.turns import Turn, plan_pair, plan_turns
+from sft_plugins.masking.turns.turns import Turn, plan_pair
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +130,11 @@ class PromptMasker:
         self._text = TextTokenizer(tokenizer)
         self._renderer = ChatRenderer(tokenizer, chat_template)
         self.options.check_special_tokens(self._text.special)
-        self._modes = Modes(self._renderer, auto=self.options.thinking == "auto")
+        modes = Modes(self._renderer, auto=self.options.thinking == "auto")
         self._known = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
         self.stop_token_ids = self._known.ids
         self._assembler = Assembler(self._text, self._known, self.options)
-        self._forms, self._coverage = Forms(self._renderer), Coverage(self._renderer)
+        self._planner = Planner(self._renderer, modes, self._text, self._known, self.options)
         self.reading = Reading(
             has_chat_template=self._renderer.available,
             roles=self.options.roles or {},
@@ -229,7 +228,7 @@ class PromptMasker:
             return self._text.encode_prompt(example["prompt"])
         parsed = parse_example(example, self.reading)
         assert isinstance(parsed, Conversation)
-        conversation = self._forms.choose(parsed).of(parsed)
+        conversation = self._planner.forms.choose(parsed).of(parsed)
         text = self._renderer.render(conversation.messages, conversation, generation_prompt=True)
         return self._text.encode([text])[0]
 
@@ -281,11 +280,7 @@ class PromptMasker:
         try:
             parsed = parse_example(example, self.reading)
             if isinstance(parsed, Conversation):
-                form = self._forms.choose(parsed)
-                turns = plan_turns(form.of(parsed), self._modes, self._text, self._known, self.options)
-                self._coverage.check(turns)
-                if form.changes:
-                    turns = [replace(turn, changes=turn.changes + form.changes) for turn in turns]
+                turns = self._planner.plan(parsed)
                 unread = (
                     *unread_keys(parsed.messages, self.reading.names),
                     *unread_switches(parsed.template_kwargs, self.reading),

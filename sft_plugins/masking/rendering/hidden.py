@@ -80,15 +80,15 @@ class Values(dict[int, Any]):
 
 
 class Tape:
-    """A run of a template on hidden values: the questions it asked, in order, and what was the answer."""
+    """A run of a template on hidden values: the questions it asked, in order, and what was the answer for this conversation."""
 
     def __init__(self, book: Book, values: Values) -> None:
-        self.book, self._values = book, values
+        self.book, self.values = book, values
         self.questions: dict[int, Any] = {}
 
     def ask(self, make: Callable[..., Any], hidden: tuple[int, ...], plain: tuple[Any, ...] = ()) -> Any:
         number = self.book.number(make, hidden, plain)
-        return self.questions.setdefault(number, self._values[number])
+        return self.questions.setdefault(number, self.values[number])
 
 
 class Hidden:

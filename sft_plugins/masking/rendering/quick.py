@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft_plugins.masking.examples.values import Written
 from sft_plugins.masking.rendering.environment import PLAIN, aliased, quick_environment
-from sft_plugins.masking.rendering.traced import TracedConversation, TracedTemplate
+from sft_plugins.masking.rendering.traced import Trace, TracedConversation, TracedTemplate
 
 EVERY = 64  # renderings: of one in so many a shortcut is held to the plain one
 
@@ -30,10 +30,11 @@ class QuickTemplate:
 
     Attributes:
         renderings: how often it has been asked.
+        usable: not any more once it was found to write something else than `apply_chat_template`.
     """
 
     def __init__(self, source: str) -> None:
-        self.renderings = 0
+        self.renderings, self.usable = 0, True
         self.template: Template | None = None
         with suppress(TemplateError):  # named when the row is rendered plainly
             self.template = quick_environment(source).from_string(source)
@@ -53,17 +54,21 @@ class QuickConversation:
     def __init__(
         self, quick: QuickTemplate, messages: Sequence[Any], variables: dict[str, Any], traced: TracedConversation
     ) -> None:
-        self._quick, self._messages, self._variables, self._traced = quick, messages, variables, traced
+        self.quick, self._messages, self._variables, self.traced = quick, messages, variables, traced
+
+    def trace(self, end: int, generation_prompt: bool) -> Trace | None:
+        """The trace that gives the first `end` messages."""
+        return self.traced.trace(end, generation_prompt, otherwise=self._rendered) if end else None
 
     def render(self, end: int, generation_prompt: bool) -> str | None:
         """The first `end` messages; None where there are none or the template complains: the plain way says why."""
         if not end:
             return None
-        self._quick.renderings += 1
-        return self._traced.render(end, generation_prompt, otherwise=self._rendered)
+        self.quick.renderings += 1
+        return self.traced.render(end, generation_prompt, otherwise=self._rendered)
 
     def _rendered(self, end: int, generation_prompt: bool) -> str | None:
-        template = self._quick.template
+        template = self.quick.template
         assert template is not None
         try:
             return template.render(

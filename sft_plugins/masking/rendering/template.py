@@ -61,7 +61,7 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self._watched: dict[str, WatchedTemplate] = {}
-        self._quick: dict[str, QuickTemplate | None] = {}  # None: found to write something else
+        self._quick: dict[str, QuickTemplate] = {}
         self._tails: dict[tuple[str, str | None], str | None] = {}
         self._rendered = 0
 
@@ -98,27 +98,30 @@ class ChatRenderer:
 
     def _beginnings(self, messages: list[Message], conversation: Conversation) -> Callable[[int, bool], str]:
         """`render` of the first so many of `messages`, which are looked at once for all of them."""
-        plain_way = self._has_plain_way(conversation)
-        source = self.template_source(conversation.tools) if plain_way else ""
-        if plain_way and source not in self._quick:
-            self._quick[source] = QuickTemplate(source)
-
-        @cache
-        def look() -> QuickConversation | None:
-            quick = self._quick.get(source)
-            return quick.look(messages, self._variables(conversation)) if quick else None
+        look = cache(lambda: self.look(messages, conversation))
 
         def render(end: int, generation_prompt: bool) -> str:
-            quick, shown = self._quick.get(source), look()
-            found = shown.render(end, generation_prompt) if quick and shown else None
+            shown = look()
+            quick = None if shown is None else shown.quick
+            found = shown.render(end, generation_prompt) if quick and shown and quick.usable else None
             if quick and found is not None and quick.renderings % EVERY != 1:
                 return found
             plain = self._plainly(messages[:end], conversation, generation_prompt=generation_prompt)
-            if found is not None and found != plain:
-                self._quick[source] = None
+            if quick and found is not None and found != plain:
+                quick.usable = False
             return plain
 
         return render
+
+    def look(self, messages: list[Message], conversation: Conversation) -> QuickConversation | None:
+        """At `messages` as the template is shown them; None where only the plain way is known to render them."""
+        if not self._has_plain_way(conversation):
+            return None
+        source = self.template_source(conversation.tools)
+        if source not in self._quick:
+            self._quick[source] = QuickTemplate(source)
+        quick = self._quick[source]
+        return quick.look(messages, self._variables(conversation)) if quick.usable else None
 
     def _has_plain_way(self, conversation: Conversation) -> bool:
         return (

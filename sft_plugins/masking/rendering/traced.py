@@ -111,13 +111,18 @@ class TracedTemplate:
 
 
 class TracedConversation:
-    """What is hidden of a conversation, and what is not."""
+    """What is hidden of a conversation, and what is not.
+
+    Attributes:
+        values: what the steps in the template's `book` come to for it. Slots are what is hidden, in order.
+    """
 
     def __init__(self, traced: TracedTemplate, messages: Sequence[Any], variables: dict[str, Any]) -> None:
         self._traced, self._traces = traced, traced.traces
         self._messages, self._variables = messages, variables
         self._slots: list[Any] = []
-        self._values = Values(self._traces.book, self._slots)
+        self.book = self._traces.book
+        self.values = Values(self.book, self._slots)
         self._shapes: list[int] = []
 
     def render(self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]) -> str | None:
@@ -126,10 +131,10 @@ class TracedConversation:
         if not (self._traced.usable and traces.of_use):
             return otherwise(end, generation_prompt)
         traces.asked += 1
-        shape = (generation_prompt, *self._until(end))
+        shape = (generation_prompt, *self.shape(end))
         known = traces.of.get(shape)
         for trace in known or ():
-            if (text := trace.text(self._values)) is not None:
+            if (text := trace.text(self.values)) is not None:
                 traces.used += 1
                 return text
         text = otherwise(end, generation_prompt)
@@ -140,11 +145,28 @@ class TracedConversation:
                 known += self._trace(end, generation_prompt, text)
         return text
 
+    def trace(
+        self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]
+    ) -> Trace | None:
+        """The trace that gives the first `end` messages, made where there is none that does."""
+        known = self._traces.of.setdefault((generation_prompt, *self.shape(end)), [])
+        found = next((trace for trace in known if trace.text(self.values) is not None), None)
+        if found is None and self._traced.usable and len(known) < _ALIKE:
+            text = otherwise(end, generation_prompt)
+            with self._traced.making:
+                found = None if text is None else next(self._trace(end, generation_prompt, text), None)
+                known += [found] if found else []
+        return found
+
+    def count_use(self, renderings: int) -> None:
+        """Told of renderings that traces have spared."""
+        self._traces.used += renderings
+
     def _trace(self, end: int, generation_prompt: bool, text: str) -> Iterator[Trace]:
         """A trace that gives `text` for this conversation."""
         traces = self._traces
         traces.made += 1
-        tape = Tape(traces.book, self._values)
+        tape = Tape(traces.book, self.values)
         try:
             template = self._traced.template
             context = template.new_context(
@@ -158,12 +180,12 @@ class TracedConversation:
             return
         pieces = written.parts if type(written) is Text else (written,)
         trace = Trace(tuple(tape.questions), tuple(tape.questions.values()), pieces)
-        if trace.text(self._values) == text:
+        if trace.text(self.values) == text:
             yield trace
         else:
             self._traced.usable = False  # it sees through hidden values
 
-    def _until(self, end: int) -> list[int]:
+    def shape(self, end: int) -> list[int]:
         """Numbers of the shapes of the variables and the first `end` messages."""
         if not self._shapes:
             self._shapes.append(self._traces.shape(repr(self._around(self._slot))))

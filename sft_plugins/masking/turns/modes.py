@@ -111,6 +111,11 @@ class Modes:
         return "", ""
 
 
+def switched(conversation: Conversation, mode: Mode) -> Conversation:
+    """`conversation` with the mode's switches set."""
+    return replace(conversation, template_kwargs={**conversation.template_kwargs, **mode.switches})
+
+
 class ModeTexts:
     """Texts of a conversation's supervised turns, in whichever mode they are asked for; rendered once per mode."""
 
@@ -122,9 +127,7 @@ class ModeTexts:
     def conversation(self, mode: Mode) -> Conversation:
         """The conversation with the mode's switches set."""
         if mode.name not in self._conversations:
-            plain = self._conversations[self._default.name]
-            switched = replace(plain, template_kwargs={**plain.template_kwargs, **mode.switches})
-            self._conversations[mode.name] = switched
+            self._conversations[mode.name] = switched(self._conversations[self._default.name], mode)
         return self._conversations[mode.name]
 
     def text(self, mode: Mode, index: int) -> TurnText | None:

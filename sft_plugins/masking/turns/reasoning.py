@@ -30,6 +30,7 @@ _INLINE = [
 _CLOSING = dict(_PAIRS)
 _SHORT = 16  # characters; longer ones are no word of a template
 _OPENING, _CLOSINGS = tuple(_CLOSING), tuple(_CLOSING.values())
+TAGS = (*_OPENING, *_CLOSINGS)
 
 
 def thought_at_end(text: str) -> Thought:

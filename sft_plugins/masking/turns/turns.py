@@ -59,27 +59,37 @@ class Turn:
         return "the response" if self.plain else f"message {self.index} (assistant)"
 
 
-def plan_turns(
-    conversation: Conversation, modes: Modes, text: TextTokenizer, known: StopTokens, options: MaskingOptions
-) -> list[Turn]:
-    """The supervised turns of `conversation`, in order.
+def supervised_turns(
+    conversation: Conversation, text: TextTokenizer, known: StopTokens, options: MaskingOptions
+) -> list[int]:
+    """The messages of `conversation` that are trained, in order. The first has a prompt.
 
     Raises:
-        MaskingError: `bad_schema` without a chat template, `no_supervised_tokens`, `empty_response`, `no_prompt`,
-            `special_token_in_content`, `template_error`, `render_mismatch`, `content_lost`, `history_rewrite`.
+        MaskingError: `no_supervised_tokens`, `empty_response`, `no_prompt`, `special_token_in_content`.
     """
-    if not modes.renderer.available:
-        raise MaskingError(
-            "the row is a conversation, but the tokenizer has no chat template.",
-            code="bad_schema",
-            remedy="{set_chat_template:Pass `chat_template=…`}, or give the row as `prompt` and `response` strings.",
-        )
     indices = [index for index, trained in enumerate(conversation.trainable) if trained]
     if options.train_on == "last":
         indices = indices[-1:]
-    greeting = indices[:1] == [0] and len(indices) > 1  # nothing prompts it: it is context of what follows
-    indices = indices[greeting:]
+    if indices[:1] == [0] and len(indices) > 1:  # nothing prompts it: it is context of what follows
+        indices = indices[1:]
     _check_messages(conversation, indices, text, known, options)
+    return indices
+
+
+def plan_turns(
+    conversation: Conversation,
+    indices: list[int],
+    modes: Modes,
+    text: TextTokenizer,
+    known: StopTokens,
+    options: MaskingOptions,
+) -> list[Turn]:
+    """The turns of `conversation` at `indices` (`supervised_turns`).
+
+    Raises:
+        MaskingError: `empty_response`, `template_error`, `render_mismatch`, `content_lost`, `history_rewrite`.
+    """
+    greeting = options.train_on == "all" and conversation.trainable[0]
     found = modes.of(conversation)
     texts = ModeTexts(modes.renderer, conversation, indices, found[0])
     choices = [choose_mode(texts, found, index) for index in indices]
