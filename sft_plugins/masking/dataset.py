@@ -31,7 +31,7 @@ from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, r
 from sft_plugins.masking.switches import switches_without_split
 from sft_plugins.masking.turns.labels import MaskedExample
 
-_BATCH = 192
+_BATCH = 384
 ORIGINS = ("trained", *ROLES, "template", "untrained")
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 # One record per row out, and one without ids per row of data that failed; they leave with the report.

@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.planning.planner import Planner
 from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.ids import Cuts, TurnIds, cut_turns, turn_ids
-from sft_plugins.masking.turns.labels import Assembler, MaskedExample
+from sft_plugins.masking.turns.labels import Assembler, MaskedExample, Row
 from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
@@ -199,7 +200,8 @@ class PromptMasker:
             made: list[Outcome] = []
             for planned, encoded in self._with_ids(list(examples)):
                 ids = iter(turn_ids(self._text, planned.cuts, encoded))
-                made += [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in planned.plans]
+                assembled = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in planned.plans]
+                made += self._masked(assembled)
             return [self._fitted(outcome) for outcome in self._checked(made)]
 
     @property
@@ -285,7 +287,7 @@ class PromptMasker:
                     *unread_keys(parsed.messages, self.reading.names),
                     *unread_switches(parsed.template_kwargs, self.reading),
                 )
-                return [replace(turns[0], unread=unread), *turns[1:]] if unread else turns
+                return [turns[0]._replace(unread=unread), *turns[1:]] if unread else turns
             if isinstance(parsed, TextPair):
                 return plan_pair(parsed, self._text, self._known, self.options)
             if parsed.assistant_mask and self.options.train_on == "all":
@@ -296,11 +298,16 @@ class PromptMasker:
         except RecursionError:
             return Outcome([], [too_deep("the row")])
 
-    def _assembled(self, turns: list[Turn], ids: list[TurnIds]) -> Outcome:
+    def _assembled(self, turns: list[Turn], ids: list[TurnIds]) -> list[Row] | Outcome:
         try:
-            return Outcome(list(self._assembler.rows(turns, ids)), [])
+            return list(self._assembler.rows(turns, ids))
         except MaskingError as error:
             return Outcome([], [error])
+
+    def _masked(self, assembled: list[list[Row] | Outcome]) -> Iterator[Outcome]:
+        masked = iter(self._assembler.masked([row for rows in assembled if isinstance(rows, list) for row in rows]))
+        for rows in assembled:
+            yield Outcome([*islice(masked, len(rows))], []) if isinstance(rows, list) else rows
 
     def _checked(self, outcomes: list[Outcome]) -> Iterator[Outcome]:
         """`outcomes`, with the violation in place of the rows where one of them breaks an invariant."""

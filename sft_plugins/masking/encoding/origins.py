@@ -7,47 +7,64 @@ template         user template                        trained
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from sft_plugins.masking.encoding.pieces import Pieces
 
 
-def count_origins(
-    ids: list[int],
-    trained: Sequence[tuple[int, int]],
-    contents: Sequence[tuple[str, bytes]],
-    pieces: Pieces | None,
-    rendered: str | None,
-) -> dict[str, int]:
-    """Tokens by origin: `trained`, untrained ones by role, and `template` for all that the template adds.
+class Origin(NamedTuple):
+    """What a row was made of.
 
-    A token counts for a role if any of its bytes lie in a message of it. Where ids stand for no fixed bytes, untrained
-    tokens count as `untrained` together.
-
-    Args:
-        trained: half-open spans of `ids`.
+    Attributes:
+        ids: of all its tokens.
+        trained: half-open spans of them.
         contents: roles and contents of the row's messages, as `Conversation.contents` has them.
         rendered: the text whose bytes the ids are known to stand for, and maybe more behind it; None where that is not known.
     """
-    supervised = sum(end - start for start, end in trained)
+
+    ids: list[int]
+    trained: Sequence[tuple[int, int]]
+    contents: Sequence[tuple[str, bytes]]
+    rendered: str | None
+
+
+def count_origins(rows: Sequence[Origin], pieces: Pieces | None) -> list[dict[str, int]]:
+    """Tokens of each row by origin: `trained`, untrained ones by role, and `template` for all that the template adds.
+
+    A token counts for a role if any of its bytes lie in a message of it. Where ids stand for no fixed bytes, untrained
+    tokens count as `untrained` together.
+    """
+    counts = [{"trained": sum(end - start for start, end in row.trained)} for row in rows]
     if pieces is None:
-        return {"trained": supervised, "untrained": len(ids) - supervised}
-    ends = np.cumsum(pieces.widths[np.asarray(ids, np.int64)])
-    spelled = pieces.joined(ids) if rendered is None else rendered.encode()[: ends[-1]]
+        for row, found in zip(rows, counts, strict=True):
+            found["untrained"] = len(row.ids) - found["trained"]
+        return counts
+    bounds = [*accumulate((len(row.ids) for row in rows), initial=0)]
+    ends = np.cumsum(pieces.widths[np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, bounds[-1])])
+    offsets = np.concatenate(([0], ends))[bounds].tolist()  # of each row's bytes
+    spans: list[int] = []  # first and last byte of every content that is found
+    roles = [_found(row, *pair, pieces, spans) for row, pair in zip(rows, pairwise(offsets), strict=True)]
+    tokens = iter(np.searchsorted(ends, spans, side="right").tolist())
+    for row, found, own, first in zip(rows, counts, roles, bounds, strict=False):
+        for role, begin, final in zip(own, tokens, tokens, strict=False):
+            if role != "assistant" or not any(start <= begin - first < end for start, end in row.trained):
+                found[role] = found.get(role, 0) + final + 1 - begin
+        found["template"] = len(row.ids) - sum(found.values())
+    return counts
+
+
+def _found(row: Origin, offset: int, end: int, pieces: Pieces, spans: list[int]) -> list[str]:
+    """Roles of the contents that stand in the row's bytes, `[offset, end)` of all, one after another; where goes to `spans`."""
+    spelled = pieces.joined(row.ids) if row.rendered is None else row.rendered.encode()[: end - offset]
     roles: list[str] = []
-    spans: list[tuple[int, int]] = []  # of bytes, each holding at least one
     position = 0
-    for role, content in contents:
+    for role, content in row.contents:
         found = spelled.find(content, position) if content else -1
         if found >= 0:
             position = found + len(content)
             roles.append(role)
-            spans.append((found, position - 1))
-    counts = {"trained": supervised}
-    tokens = np.searchsorted(ends, np.array(spans, np.int64).reshape(-1, 2), side="right").tolist()
-    for role, (first, final) in zip(roles, tokens, strict=True):
-        if role != "assistant" or not any(start <= first < end for start, end in trained):
-            counts[role] = counts.get(role, 0) + final + 1 - first
-    counts["template"] = len(ids) - sum(counts.values())
-    return counts
+            spans += (offset + found, offset + position - 1)
+    return roles

@@ -9,7 +9,6 @@ what its ids decode to is for the caller to try on text.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -51,8 +50,10 @@ def candidates(tokens: Sequence[str], added: Mapping[int, str]) -> Iterator[Piec
     spelled = list(tokens)
     for index, content in added.items():
         spelled[index] = "".join(as_bytes[byte] for byte in content.encode())
-    with contextlib.suppress(UnicodeEncodeError):  # a character that stands for no byte
-        yield Pieces("".join(spelled).translate(_TO_LATIN).encode("latin-1"), list(map(len, spelled)))
+    codes = np.frombuffer("".join(spelled).encode("utf-32-le", "surrogatepass"), np.uint32)
+    spelt = _BYTES[np.minimum(codes, len(_BYTES) - 1)]
+    if (spelt >= 0).all():
+        yield Pieces(spelt.astype(np.uint8).tobytes(), list(map(len, spelled)))
     pieces = [added[i].encode() if i in added else _sentencepiece(token) for i, token in enumerate(tokens)]
     yield Pieces(b"".join(pieces), list(map(len, pieces)))
 
@@ -72,5 +73,6 @@ def _byte_level_alphabet() -> dict[int, str]:
 
 _HEX = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_OF = {char: byte for byte, char in _byte_level_alphabet().items()}
-# What Latin-1 has beside the alphabet (a space, say) stands for no byte, and Latin-1 must refuse it.
-_TO_LATIN = {**dict.fromkeys(range(256), "\uffff"), **{ord(char): chr(byte) for char, byte in _BYTE_OF.items()}}
+# By character, -1 for one that stands for no byte; so does the last, and every character behind it.
+_BYTES = np.full(max(map(ord, _BYTE_OF)) + 2, -1, np.int16)
+_BYTES[[*map(ord, _BYTE_OF)]] = [*_BYTE_OF.values()]

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from sft_plugins.masking.coverage.planting import think_pieces
 from sft_plugins.masking.examples.formats import Conversation
+from sft_plugins.masking.examples.messages import Message
 from sft_plugins.masking.planning.pieces import Pieces, UndecidedError, closes, compare, holds, never_holds
 from sft_plugins.masking.rendering.hidden import Book, Tape, Values
 from sft_plugins.masking.rendering.quick import EVERY, QuickConversation
@@ -41,7 +43,7 @@ class _TurnPattern(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """Turns of every conversation whose texts give `answers` to the steps `questions` of the `book`."""
+    """Turns of every chat of a shape whose texts give `answers` to the steps `questions` of the `book`."""
 
     book: Book
     questions: tuple[int, ...]
@@ -62,8 +64,8 @@ class Pattern(NamedTuple):
             begins = _text(prompt, values) if adds is None else row + adds
             says = _text(response, values)
             row = begins + says
-            told = conversation if not mode.switches else switched(conversation, mode)
-            turns.append(Turn(told, like.index, begins, says, adds, mode=like.mode, changes=like.changes))
+            told = switched(conversation, mode) if mode.switches else conversation
+            turns.append(Turn(told, like.index, begins, says, adds, mode=like.mode))
         return turns
 
 
@@ -73,6 +75,10 @@ class _Known:
     def __init__(self) -> None:
         self.patterns: list[Pattern] = []
         self.planned = self.attempts = 0
+
+    def may_make(self, turns: int) -> bool:
+        """Whether to make a pattern, which takes as many traces as there are `turns`, and more: as many plans it must spare."""
+        return self.planned > turns and self.attempts < _ATTEMPTS and len(self.patterns) < _ALIKE
 
 
 class Patterns:
@@ -86,60 +92,64 @@ class Patterns:
 
     def turns(self, conversation: Conversation, indices: list[int], anew: Callable[[], list[Turn]]) -> list[Turn]:
         """What `anew` gives, the turns of `conversation` at `indices` with every text where it belongs, by a pattern if one fits."""
-        looked = self._look(conversation, indices) if self._usable and indices and indices[0] else None
-        if looked is None:
+        messages = conversation.messages[: indices[-1] + 1]
+        texts = _texts_of_chat(messages)
+        if texts is None or not (self._usable and self._renderer.is_simple(conversation)):
             return anew()
-        end = indices[-1] + 1
-        shape = (looked.quick, *looked.traced.shape(end), None, *indices)
+        known = self._of_shape((self._renderer.around(conversation), *(message["role"] for message in messages), *indices))
+        for pattern in known.patterns:
+            if pattern.fits(values := Values(pattern.book, texts)):
+                return self._held(pattern.plan(conversation, values), anew)
+        turns = anew()
+        known.planned += 1
+        if known.may_make(len(turns)):
+            known.attempts += 1
+            with suppress(UndecidedError):
+                known.patterns.append(_Making(self._renderer, conversation, self._modes, self._stops).of(turns))
+                known.attempts = 0
+        return turns
+
+    def _of_shape(self, shape: Hashable) -> _Known:
         if shape not in self._known:
             if len(self._known) > _SHAPES:
                 self._known.clear()
             self._known[shape] = _Known()
-        known, traced = self._known[shape], looked.traced
-        fitting = next((one for one in known.patterns if one.book is traced.book and one.fits(traced.values)), None)
-        if fitting is not None:
-            self._used += 1
-            turns = fitting.plan(conversation, traced.values)
-            if self._used % EVERY == 1 and (own := anew()) != turns:
-                self._usable = False
-                return own
-            traced.count_use(len(turns))
-            return turns
-        turns = anew()
-        known.planned += 1
-        # A pattern takes as many traces as there are turns, and more: made where as many plans would have been spared.
-        if known.planned > len(indices) and known.attempts < _ATTEMPTS:
-            known.attempts += 1
-            known.patterns = [one for one in known.patterns if one.book is traced.book][-_ALIKE + 1 :]
-            try:
-                known.patterns.append(_Making(self._renderer, conversation, looked, self._modes, self._stops).of(turns))
-                known.attempts = 0
-            except UndecidedError:
-                pass
-        return turns
+        return self._known[shape]
 
-    def _look(self, conversation: Conversation, indices: list[int]) -> QuickConversation | None:
-        """At a chat: of each message one text that is not blank, with no thought in it; None where it is something else."""
-        messages = conversation.messages[: indices[-1] + 1]
-        if conversation.tools or conversation.template_kwargs.get("documents"):
+    def _held(self, turns: list[Turn], anew: Callable[[], list[Turn]]) -> list[Turn]:
+        """`turns`; one time in so many held to `anew`."""
+        self._used += 1
+        if self._used % EVERY != 1:
+            return turns
+        own = anew()
+        self._usable = own == turns
+        return own
+
+
+def _texts_of_chat(messages: list[Message]) -> list[str] | None:
+    """The text of each message; None where one has more than a text, a blank one, or a thought in it."""
+    texts: list[str] = []
+    for message in messages:
+        content = message.get("content")
+        if len(message) != 2 or type(content) is not str or not content.strip():
             return None
-        for message in messages:
-            content = message.get("content")
-            if len(message) != 2 or type(content) is not str or not content.strip():
-                return None
-            if message["role"] == "assistant" and len(think_pieces(content)) > 1:
-                return None
-        return self._renderer.look(messages, conversation)
+        if message["role"] == "assistant" and len(think_pieces(content)) > 1:
+            return None
+        texts.append(content)
+    return texts
 
 
 class _Making:
     """A pattern in the making, of a conversation whose turns have been planned."""
 
     def __init__(
-        self, renderer: ChatRenderer, conversation: Conversation, looked: QuickConversation, modes: Modes, stops: tuple[str, ...]
+        self, renderer: ChatRenderer, conversation: Conversation, modes: Modes, stops: tuple[str, ...]
     ) -> None:
         self._renderer, self._conversation, self._stops = renderer, conversation, stops
         self._modes = modes.of(conversation)
+        looked = renderer.look(conversation.messages, conversation)
+        if looked is None:
+            raise UndecidedError
         self._looked: dict[str, QuickConversation | None] = {self._modes[0].name: looked}
         self._book = looked.traced.book
         self._tape = Tape(self._book, looked.traced.values)

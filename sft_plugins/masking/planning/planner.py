@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.coverage.forms import Forms
 from sft_plugins.masking.coverage.whole import Coverage
@@ -55,4 +53,4 @@ class Planner:
         form = self.forms.choose(conversation)
         turns = plan_turns(form.of(conversation), indices, self._modes, self._text, self._known, self._options)
         self._coverage.check(turns)
-        return [replace(turn, changes=turn.changes + form.changes) for turn in turns] if form.changes else turns
+        return [turn._replace(changes=turn.changes + form.changes) for turn in turns] if form.changes else turns

@@ -20,6 +20,7 @@ from transformers.utils import chat_template_utils
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.examples.formats import Conversation
 from sft_plugins.masking.examples.messages import Message
+from sft_plugins.masking.rendering.environment import PLAIN
 from sft_plugins.masking.rendering.prefixes import WatchedTemplate
 from sft_plugins.masking.rendering.quick import EVERY, TAKEN, QuickConversation, QuickTemplate, has_plain_way
 
@@ -122,6 +123,14 @@ class ChatRenderer:
             self._quick[source] = QuickTemplate(source)
         quick = self._quick[source]
         return quick.look(messages, self._variables(conversation)) if quick.usable else None
+
+    def around(self, conversation: Conversation) -> tuple[str, str]:
+        """The template, and all that it is shown besides the messages: equal where they are, of such that `is_simple`."""
+        return self.template_source(conversation.tools), repr(self._variables(conversation))
+
+    def is_simple(self, conversation: Conversation) -> bool:
+        """Whether there are no tools, and of switches none but strings, numbers and their like."""
+        return not conversation.tools and all(type(value) in PLAIN for value in conversation.template_kwargs.values())
 
     def _has_plain_way(self, conversation: Conversation) -> bool:
         return (

@@ -141,6 +141,7 @@ class TracedConversation:
         if known is None:
             traces.of[shape] = []  # of a shape that comes once nothing is traced
         elif text is not None and len(known) < _ALIKE and traces.may_grow:
+            traces.made += 1
             with self._traced.making:
                 known += self._trace(end, generation_prompt, text)
         return text
@@ -158,14 +159,9 @@ class TracedConversation:
                 known += [found] if found else []
         return found
 
-    def count_use(self, renderings: int) -> None:
-        """Told of renderings that traces have spared."""
-        self._traces.used += renderings
-
     def _trace(self, end: int, generation_prompt: bool, text: str) -> Iterator[Trace]:
         """A trace that gives `text` for this conversation."""
         traces = self._traces
-        traces.made += 1
         tape = Tape(traces.book, self.values)
         try:
             template = self._traced.template

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
-from sft_plugins.masking.encoding.origins import count_origins
+from sft_plugins.masking.encoding.origins import Origin, count_origins
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.ids import TurnIds
 from sft_plugins.masking.turns.reasoning import first_difference
@@ -55,7 +55,7 @@ class MaskedExample:
 
 
 @dataclass
-class _Row:
+class Row:
     """A row in the making: ids so far, the supervised spans `[start, end)` in them, and the turns they belong to."""
 
     input_ids: list[int]
@@ -65,26 +65,26 @@ class _Row:
     turns: list[Turn] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)  # ids the template adds after the last stop token
 
-    def masked(self, text: TextTokenizer) -> MaskedExample:
+    @property
+    def origin(self) -> Origin:
+        last = self.turns[-1]
+        contents = last.conversation.contents[: last.index + 1]
+        return Origin(self.input_ids, self.spans, contents, last.prompt + last.response if self.exact else None)
+
+    def masked(self, role_tokens: Mapping[str, int]) -> MaskedExample:
         labels = [IGNORE_INDEX] * len(self.input_ids)
         for start, end in self.spans:
             labels[start:end] = self.input_ids[start:end]
         return MaskedExample(
             self.input_ids,
             labels,
-            role_tokens=self._origins(text),
+            role_tokens=role_tokens,
             repeated_tokens=self.repeated,
             turn_ends=[end for _, end in self.spans],
             modes=[turn.mode for turn in self.turns],
             changes=[turn.changes for turn in self.turns],
             unread=[key for turn in self.turns for key in turn.unread],
         )
-
-    def _origins(self, text: TextTokenizer) -> dict[str, int]:
-        last = self.turns[-1]
-        contents = last.conversation.contents[: last.index + 1]
-        rendered = last.prompt + last.response if self.exact else None
-        return count_origins(self.input_ids, self.spans, contents, text.pieces, rendered)
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,19 @@ class Assembler:
     options: MaskingOptions
     _behind: dict[tuple[int, ...], tuple[str, bool]] = field(default_factory=dict)
 
-    def rows(self, turns: list[Turn], ids: list[TurnIds]) -> Iterator[MaskedExample]:
+    def masked(self, rows: list[Row]) -> list[MaskedExample]:
+        """`rows` with labels, and their tokens counted by origin, which takes one pass over all of them."""
+        counted = count_origins([row.origin for row in rows], self.text.pieces)
+        return [row.masked(role_tokens) for row, role_tokens in zip(rows, counted, strict=True)]
+
+    def rows(self, turns: list[Turn], ids: list[TurnIds]) -> Iterator[Row]:
         """The rows of one plan, each with one or more of its supervised turns.
 
         Raises:
             MaskingError: `boundary`, `content_lost`, `missing_stop`, `history_rewrite`, and of a pair also `no_prompt`,
                 `empty_response`, `special_token_in_content`.
         """
-        row: _Row | None = None
+        row: Row | None = None
         before_joined = False
         for turn, own in zip(turns, ids, strict=True):
             prompt, exact = own.prompt, own.exact
@@ -124,19 +129,19 @@ class Assembler:
             if row is not None:
                 yield self._finished(row)
                 repeated = min(len(row.input_ids), len(prompt))
-            row = _Row(list(prompt), repeated, exact=exact)
+            row = Row(list(prompt), repeated, exact=exact)
             self._append_response(row, turn, own)
             before_joined = own.joined
         if row is not None:
             yield self._finished(row)
 
-    def _following(self, row: _Row, turn: Turn) -> list[int] | None:
+    def _following(self, row: Row, turn: Turn) -> list[int] | None:
         """Ids by which the row grows to the prompt of `turn`; None where its tokens merge with those of the row."""
         whole = self.text.encode([turn.prompt])[0]
         so_far = row.input_ids if turn.at_stop else row.input_ids + row.pending
         return whole[len(row.input_ids) :] if whole[: len(so_far)] == so_far else None
 
-    def _append_response(self, row: _Row, turn: Turn, own: TurnIds) -> None:
+    def _append_response(self, row: Row, turn: Turn, own: TurnIds) -> None:
         response = own.response
         if turn.plain:
             response = self._ended(row.input_ids, turn, response)
@@ -248,7 +253,7 @@ class Assembler:
             "them.",
         )
 
-    def _end_by_header(self, row: _Row, following: list[int]) -> None:
+    def _end_by_header(self, row: Row, following: list[int]) -> None:
         """A turn without a stop token of its own is ended by the header that follows, if that begins with one (GLM)."""
         if row.input_ids[-1] in self.known.ids:
             return
@@ -257,7 +262,7 @@ class Assembler:
         start, end = row.spans[-1]
         row.spans[-1] = (start, end + 1)
 
-    def _finished(self, row: _Row) -> MaskedExample:
+    def _finished(self, row: Row) -> Row:
         if row.input_ids[-1] not in self.known.ids:
             turn = row.turns[-1]
             messages = turn.conversation.messages
@@ -269,7 +274,7 @@ class Assembler:
             start, end = row.spans[-1]
             row.input_ids = [*row.input_ids, self.known.headers[following]]
             row.spans[-1] = (start, end + 1)
-        return row.masked(self.text)
+        return row
 
     def _missing_stop(self, turn: Turn, got: str) -> MaskingError:
         named = ", ".join(f"{token} {self.text.decode([token])!r}" for token in self.known.candidates)

@@ -11,8 +11,8 @@ Only what stands up to a turn's stop token counts: Phi-3 writes its EOS behind t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import first_missing
@@ -27,8 +27,7 @@ from sft_plugins.masking.turns.stop_tokens import StopTokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """Texts of one supervised turn, `conversation.messages[index]`; see the module's first lines.
 
     Attributes:
