@@ -50,6 +50,7 @@ _MARK = "Zhidden{}neddihZ"
 _MARKS = re.compile('"' + _MARK.format(r"(\d+)") + '"')
 
 
+@functools.lru_cache(maxsize=32)
 def following(source: str) -> Template:
     """`source` compiled for hidden values; what it writes is a string, or a `Text` where hidden ones stand in it."""
     quick = quick_environment(source)

@@ -18,6 +18,7 @@ if nothing that follows the loop comes from the messages; then it is rendered on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
@@ -40,41 +41,53 @@ class Prefixes(NamedTuple):
     tail_key: str | None
 
 
+class _Marked(NamedTuple):
+    """A template with a mark at the end of its message loop, and the names that decide about a prompt's tail.
+
+    `tail_names` is None where the messages may decide about it too.
+    """
+
+    template: Template
+    tail_names: list[str] | None
+
+
+@lru_cache(maxsize=32)
+def _marked(source: str) -> _Marked | None:
+    """None where no rendering could give those of its prefixes."""
+    try:
+        environment = quick_environment(source)
+    except TemplateError:  # named when the row is rendered plainly
+        return None
+    tree = environment.parse(source)
+    found = _message_loop(tree.body)
+    if found is None:
+        return None
+    loop, after = found
+    # What follows the loop must be the same for every prefix, with and without a generation prompt.
+    changed = _changed_by(loop, tree)
+    if _loaded(after) & changed:
+        return None
+    # The loop must write the same with and without it: prefixes of prompts are taken from a rendering without.
+    if any("add_generation_prompt" in _loaded([node]) for node in tree.body if node not in after):
+        return None
+    behind = _behind(after, tree)
+    # A look-up, since the sandbox examines every call at length.
+    mark = nodes.Getitem(nodes.Name(_MARK, "load"), nodes.Const(0), "load")
+    loop.body.append(nodes.ExprStmt(mark, lineno=loop.lineno))
+    nodes.Node.set_environment(tree, environment)
+    for node in tree.find_all(nodes.Node):
+        if node.lineno is None:
+            node.set_lineno(loop.lineno)
+    template = Template.from_code(environment, environment.compile(tree), environment.globals)
+    return _Marked(template, None if behind & {*changed, "strftime_now"} else sorted(behind))
+
+
 class WatchedTemplate:
-    """A chat template compiled once with a mark at the end of its message loop."""
+    """A chat template with a mark at the end of its message loop."""
 
     def __init__(self, source: str) -> None:
-        self._template: Template | None = None
-        self._tail_names: list[str] | None = None
+        self._template, self._tail_names = _marked(source) or (None, None)
         self._asked = self._proved = 0  # when it was last asked, and last proved something
-        try:
-            environment = quick_environment(source)
-        except TemplateError:  # named when the row is rendered plainly
-            return
-        tree = environment.parse(source)
-        found = _message_loop(tree.body)
-        if found is None:
-            return
-        loop, after = found
-        # What follows the loop must be the same for every prefix, with and without a generation prompt.
-        changed = _changed_by(loop, tree)
-        if _loaded(after) & changed:
-            return
-        # The loop must write the same with and without it: prefixes of prompts are taken from a rendering without.
-        if any("add_generation_prompt" in _loaded([node]) for node in tree.body if node not in after):
-            return
-        behind = _behind(after, tree)
-        if not behind & {*changed, "strftime_now"}:
-            self._tail_names = sorted(behind)
-        # A look-up, since the sandbox examines every call at length.
-        mark = nodes.Getitem(nodes.Name(_MARK, "load"), nodes.Const(0), "load")
-        loop.body.append(nodes.ExprStmt(mark, lineno=loop.lineno))
-        nodes.Node.set_environment(tree, environment)
-        for node in tree.find_all(nodes.Node):
-            if node.lineno is None:
-                node.set_lineno(loop.lineno)
-        code = environment.compile(tree)
-        self._template = Template.from_code(environment, code, environment.globals)
 
     def prefixes(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> Prefixes | None:
         """The renderings of all `messages[:j]` for which one rendering proves them; None where it proves none."""

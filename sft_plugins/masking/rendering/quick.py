@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -37,7 +38,7 @@ class QuickTemplate:
         self.renderings, self.usable = 0, True
         self.template: Template | None = None
         with suppress(TemplateError):  # named when the row is rendered plainly
-            self.template = quick_environment(source).from_string(source)
+            self.template = _compiled(source)
         self._traced = TracedTemplate(source)
 
     def look(self, messages: Sequence[Any], variables: dict[str, Any]) -> QuickConversation | None:
@@ -76,6 +77,12 @@ class QuickConversation:
             )
         except Exception:
             return None
+
+
+@lru_cache(maxsize=32)
+def _compiled(source: str) -> Template:
+    """Once, however many maskers are made for it."""
+    return quick_environment(source).from_string(source)
 
 
 # Names that `apply_chat_template` gives a meaning of its own.

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.encoding.fast import BatchEncoder
@@ -247,7 +248,7 @@ def _safe_joints(added: dict[int, Any]) -> list[str]:
 def _piece_table(text: TextTokenizer) -> Pieces | None:
     """Bytes of every id, or None if this vocabulary has no fixed ones. Verified on text before it is trusted."""
     tokenizer = text.tokenizer
-    tokens = tokenizer.convert_ids_to_tokens(list(range(text.size)))
+    tokens = _tokens(tokenizer, text.size)
     if {*map(type, tokens)} != {str}:
         return None
     added = {index: token.content for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
@@ -256,6 +257,14 @@ def _piece_table(text: TextTokenizer) -> Pieces | None:
         if all(_pieces_hold(pieces, ids, probe, text) for probe, ids in probes.items()):
             return pieces
     return None
+
+
+def _tokens(tokenizer: Any, size: int) -> list[Any]:
+    """`convert_ids_to_tokens` of every id; what transformers' own does for a fast tokenizer, without its search of each."""
+    own = getattr(tokenizer.convert_ids_to_tokens, "__func__", None)
+    if tokenizer.is_fast and own is PreTrainedTokenizerFast.convert_ids_to_tokens:
+        return list(map(tokenizer.backend_tokenizer.id_to_token, range(size)))
+    return tokenizer.convert_ids_to_tokens(list(range(size)))
 
 
 def _pieces_hold(pieces: Pieces, ids: list[int], probe: str, text: TextTokenizer) -> bool:
