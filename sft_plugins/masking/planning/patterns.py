@@ -12,19 +12,20 @@ do not, no pattern is made. One plan in `EVERY` is made anew all the same, and n
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from sft_plugins.masking.coverage.planting import think_pieces
+from sft_plugins.masking.coverage.planting import TOOLS, think_pieces
 from sft_plugins.masking.examples.formats import Conversation
-from sft_plugins.masking.examples.messages import Message
-from sft_plugins.masking.planning.pieces import Pieces, UndecidedError, closes, compare, holds, never_holds
+from sft_plugins.masking.examples.messages import REASONING_KEYS, Message
+from sft_plugins.masking.planning.pieces import Pieces, UndecidedError, closes, compare, holds, never_holds, settled
 from sft_plugins.masking.rendering.hidden import Book, Tape, Values
 from sft_plugins.masking.rendering.quick import EVERY, QuickConversation
 from sft_plugins.masking.rendering.template import ChatRenderer
+from sft_plugins.masking.rendering.traced import Path
 from sft_plugins.masking.turns.modes import Mode, Modes, switched
-from sft_plugins.masking.turns.reasoning import TAGS
+from sft_plugins.masking.turns.reasoning import TAGS, may_stand_elsewhere
 from sft_plugins.masking.turns.turns import Turn
 
 _ALIKE = 4  # patterns of one shape, which differ in their answers
@@ -92,22 +93,34 @@ class Patterns:
 
     def turns(self, conversation: Conversation, indices: list[int], anew: Callable[[], list[Turn]]) -> list[Turn]:
         """What `anew` gives, the turns of `conversation` at `indices` with every text where it belongs, by a pattern if one fits."""
-        messages = conversation.messages[: indices[-1] + 1]
-        texts = _texts_of_chat(messages)
-        if texts is None or not (self._usable and self._renderer.is_simple(conversation)):
+        seen = self._seen(conversation, indices[-1] + 1) if self._usable else None
+        if seen is None:
             return anew()
-        known = self._of_shape((self._renderer.around(conversation), *(message["role"] for message in messages), *indices))
+        known = self._of_shape((*seen.shape, *indices))
         for pattern in known.patterns:
-            if pattern.fits(values := Values(pattern.book, texts)):
+            if pattern.fits(values := Values(pattern.book, seen.slots)):
                 return self._held(pattern.plan(conversation, values), anew)
         turns = anew()
         known.planned += 1
         if known.may_make(len(turns)):
             known.attempts += 1
             with suppress(UndecidedError):
-                known.patterns.append(_Making(self._renderer, conversation, self._modes, self._stops).of(turns))
+                known.patterns.append(_Making(self._renderer, conversation, seen, self._modes, self._stops).of(turns))
                 known.attempts = 0
         return turns
+
+    def _seen(self, conversation: Conversation, end: int) -> _Seen | None:
+        """None of a conversation that no pattern is made of."""
+        messages = conversation.messages[:end]
+        texts = _texts_of_chat(messages)
+        if texts is not None and self._renderer.is_simple(conversation):  # at less cost: what most conversations are
+            return _Seen((self._renderer.around(conversation), *(message["role"] for message in messages)), texts)
+        blanks = _blanks(messages)
+        looked = None if blanks is None else self._renderer.look(messages, conversation)
+        if blanks is None or looked is None:
+            return None
+        # Shapes are numbered anew with every book.
+        return _Seen((looked.traced.book, *looked.traced.shape(end), *blanks), looked.traced.slots)
 
     def _of_shape(self, shape: Hashable) -> _Known:
         if shape not in self._known:
@@ -126,24 +139,47 @@ class Patterns:
         return own
 
 
+class _Seen(NamedTuple):
+    """A conversation: all that planning may go by besides its texts, and those, as traces number them."""
+
+    shape: tuple[Hashable, ...]
+    slots: Sequence[Any]
+
+
 def _texts_of_chat(messages: list[Message]) -> list[str] | None:
     """The text of each message; None where one has more than a text, a blank one, or a thought in it."""
     texts: list[str] = []
     for message in messages:
         content = message.get("content")
-        if len(message) != 2 or type(content) is not str or not content.strip():
-            return None
-        if message["role"] == "assistant" and len(think_pieces(content)) > 1:
+        if len(message) != 2 or type(content) is not str or not content.strip() or _thinks(message, content):
             return None
         texts.append(content)
     return texts
+
+
+def _blanks(messages: list[Message]) -> list[str | bool] | None:
+    """Which texts are empty or blank; None where a thought stands in one, under two names, or where others may hold it too."""
+    found: list[str | bool] = []
+    for message in messages:
+        thoughts = [message[key] for key in REASONING_KEYS if key in message]
+        texts = [message.get("content", ""), *thoughts]
+        if len(thoughts) > 1 or not all(type(text) is str for text in texts) or _thinks(message, texts[0]):
+            return None
+        if thoughts and may_stand_elsewhere(message):
+            return None
+        found += [text and text.isspace() for text in texts]
+    return found
+
+
+def _thinks(message: Message, content: str) -> bool:
+    return message["role"] == "assistant" and len(think_pieces(content)) > 1
 
 
 class _Making:
     """A pattern in the making, of a conversation whose turns have been planned."""
 
     def __init__(
-        self, renderer: ChatRenderer, conversation: Conversation, modes: Modes, stops: tuple[str, ...]
+        self, renderer: ChatRenderer, conversation: Conversation, seen: _Seen, modes: Modes, stops: tuple[str, ...]
     ) -> None:
         self._renderer, self._conversation, self._stops = renderer, conversation, stops
         self._modes = modes.of(conversation)
@@ -153,6 +189,30 @@ class _Making:
         self._looked: dict[str, QuickConversation | None] = {self._modes[0].name: looked}
         self._book = looked.traced.book
         self._tape = Tape(self._book, looked.traced.values)
+        self._needed: list[tuple[int, int]] = []  # slots whose contents no rendering may lack, each behind its owner
+        self._thoughts: dict[int, list[int]] = {}  # slots of a message's reasoning, under all of its names
+        end = max(index for index, trained in enumerate(conversation.trainable) if trained) + 1
+        looked.traced.shape(end)
+        for slot, path in enumerate(looked.traced.places(end)):
+            self._account(slot, path, looked.traced.slots[slot])
+        if looked.traced.slots != seen.slots:
+            raise UndecidedError  # which are numbered otherwise
+
+    def _account(self, slot: int, path: Path, value: Any) -> None:
+        """What coverage has to say of a slot."""
+        owner, *inner = path
+        if owner == "documents" or (owner == "tools" and len(inner) > 1):
+            raise UndecidedError  # its keys are no slots, and may be lost
+        if owner == "tools":
+            self._needed.append((TOOLS, slot))
+        elif inner[0] in REASONING_KEYS and value.strip():
+            self._thoughts.setdefault(int(owner), []).append(slot)
+        elif inner[0] == "content" and value.strip():
+            self._needed.append((int(owner), slot))
+        elif inner[0] == "tool_calls" and inner[2] == "function" and inner[3] in ("name", "arguments"):
+            if len(inner) > 4:
+                raise UndecidedError
+            self._needed.append((int(owner), slot))
 
     def of(self, turns: list[Turn]) -> Pattern:
         """Raises:
@@ -183,7 +243,11 @@ class _Making:
         for mode in self._modes:
             prompt, full = self._texts(mode, turn.index)
             closes(prompt, TAGS)
-            if self._rest(full, prompt) is not None:
+            response = self._rest(full, prompt)
+            if response is not None:
+                thoughts = self._thoughts.get(turn.index)
+                if thoughts and not any(holds(response, slot, self._tape) for slot in thoughts):
+                    raise UndecidedError
                 found.append((mode, prompt, full))
         if len(found) > 1 and not all(mode.end_only for mode, _, _ in found):
             # Then the longest of their headers is chosen.
@@ -204,7 +268,7 @@ class _Making:
         last = prompt[-1]
         if type(last) is not str or not last.endswith(tail):
             raise UndecidedError
-        return _without_blanks((*prompt[:-1], last.removesuffix(tail) + own)), full
+        return settled((*prompt[:-1], last.removesuffix(tail) + own), self._tape), full
 
     def _pieces(self, mode: Mode, end: int, generation_prompt: bool) -> Pieces:
         if mode.name not in self._looked:
@@ -216,7 +280,7 @@ class _Making:
             raise UndecidedError
         for question, answer in zip(trace.questions, trace.answers, strict=True):
             self._tape.questions.setdefault(question, answer)
-        return _without_blanks(trace.pieces)
+        return settled(trace.pieces, self._tape)
 
     def _added(self, prompt: Pieces, prompt_before: Pieces, full_before: Pieces) -> Pieces | None:
         """What `prompt` adds to the row of the turn before, as `plan_turns` finds it."""
@@ -230,10 +294,10 @@ class _Making:
         return added
 
     def _check_coverage(self, turns: list[_TurnPattern]) -> None:
-        """Every text in the prompt of the next turn of its row, and in the response that says it."""
-        texts = [self._tape.values[self._book.slot(slot)] for slot in range(turns[-1].like.index + 1)]
-        if texts != [message["content"] for message in self._conversation.messages[: len(texts)]]:
-            raise UndecidedError  # more is hidden of this conversation than the text of each message
+        """Every text in the prompt of the next turn of its row, and in the response that says it.
+
+        Thoughts, which a history may leave out, were found in their own turns.
+        """
         rows: list[list[_TurnPattern]] = []
         for turn in turns:
             if turn.added is None:
@@ -241,10 +305,10 @@ class _Making:
             rows[-1].append(turn)
         for row in rows:
             indices = [turn.like.index for turn in row]
-            for slot in range(indices[-1] + 1):  # that of the message of this number
-                at = bisect_right(indices, slot)
+            for owner, slot in self._needed:
+                at = bisect_right(indices, owner)
                 needed = [row[at].prompt] if at < len(row) else []
-                needed += [row[at - 1].response] if slot in indices else []
+                needed += [row[at - 1].response] if owner in indices else []
                 if not all(holds(pieces, slot, self._tape) for pieces in needed):
                     raise UndecidedError
 
@@ -252,6 +316,3 @@ class _Making:
 def _text(pieces: Pieces, values: Values) -> str:
     return "".join([values[piece] if type(piece) is int else piece for piece in pieces])  # type: ignore[misc]
 
-
-def _without_blanks(pieces: Pieces) -> Pieces:
-    return tuple(piece for piece in pieces if piece != "")

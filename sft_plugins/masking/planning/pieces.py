@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from jinja2.filters import do_trim
 
+from sft_plugins.masking.rendering.following import as_json
 from sft_plugins.masking.rendering.hidden import Tape, Text, joined
 
 Pieces: TypeAlias = tuple[str | int, ...]
@@ -24,6 +25,19 @@ _TRIMMING = frozenset({str.strip, str.lstrip, str.rstrip, do_trim})
 
 class UndecidedError(Exception):
     """What is asked of two texts is not the same for all conversations that answer as this one."""
+
+
+def settled(pieces: Pieces, tape: Tape) -> Pieces:
+    """The same text, with no strings side by side and no text in it that is empty."""
+    made: list[str | int] = []
+    for piece in pieces:
+        if type(piece) is int and not tape.values[piece]:
+            tape.ask(_is_empty, (piece,))
+        elif type(piece) is str and made and type(made[-1]) is str:
+            made[-1] += piece
+        elif piece != "":
+            made.append(piece)
+    return tuple(made)
 
 
 class Compared(NamedTuple):
@@ -89,12 +103,14 @@ def closes(pieces: Pieces, endings: tuple[str, ...]) -> None:
 
 
 def holds(pieces: Pieces, slot: int, tape: Tape) -> bool:
-    """Whether the text in `slot` stands in them as the data has it, white space at its ends aside."""
+    """Whether what is in `slot` stands in them: a text as the data has it, white space at its ends aside; all else as JSON."""
     hidden = [piece for piece in pieces if type(piece) is int]
-    if any(_is_text(piece, slot, tape) for piece in hidden):
-        return True
     number = tape.book.slot(slot)
-    return any(tape.values[piece].strip() == tape.values[number].strip() and tape.ask(_alike, (piece, number)) for piece in hidden)
+    if type(tape.values[number]) is not str:
+        return any(tape.book.steps[piece][:2] == (as_json, (number,)) for piece in hidden)
+    return any(_is_text(piece, slot, tape) for piece in hidden) or any(
+        _alike(tape.values[piece], tape.values[number]) and tape.ask(_alike, (piece, number)) for piece in hidden
+    )
 
 
 def _is_text(number: int, slot: int, tape: Tape) -> bool:
@@ -103,6 +119,10 @@ def _is_text(number: int, slot: int, tape: Tape) -> bool:
         return plain == (slot,)
     trims = make in _TRIMMING and all(argument is None or str(argument).isspace() for argument in plain)
     return trims and len(hidden) == 1 and _is_text(hidden[0], slot, tape)
+
+
+def _is_empty(text: str) -> bool:
+    return not text
 
 
 def _parted(one: str, other: str) -> bool:

@@ -216,9 +216,10 @@ def _as_json(own: Callable[..., Any], value: Any, args: list[Any], kwargs: dict[
     pieces = _MARKS.split(text)
     if sorted(pieces[1::2], key=int) != [str(index) for index in range(len(found))]:
         raise NotFollowedError("a text that looks like a mark")
-    made = [found[int(piece)].made(_json, own, *options) if index % 2 else piece for index, piece in enumerate(pieces)]
+    made = [found[int(piece)].made(as_json, own, *options) if index % 2 else piece for index, piece in enumerate(pieces)]
     return joined(*made)
 
 
-def _json(value: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> str:
+def as_json(value: Any, own: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> str:
+    """A hidden value as the filter `own` writes it, all of it."""
     return own(value, *args, **dict(kwargs))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2.environment import Template
 
@@ -39,7 +39,8 @@ _USES = 16  # that one trace must have, which is made in the time of some ten re
 _ASKED = 512  # renderings after which a template is given up of which one in eight is not traced
 
 
-_Leaf = Callable[[Any, str], Any]
+Path: TypeAlias = tuple[str | int, ...]
+_Leaf = Callable[[Any, str, Path], Any]
 
 
 class Trace(NamedTuple):
@@ -114,15 +115,16 @@ class TracedConversation:
     """What is hidden of a conversation, and what is not.
 
     Attributes:
-        values: what the steps in the template's `book` come to for it. Slots are what is hidden, in order.
+        slots: what is hidden of the messages that have been looked at, in order.
+        values: what the steps in the template's `book` come to for them.
     """
 
     def __init__(self, traced: TracedTemplate, messages: Sequence[Any], variables: dict[str, Any]) -> None:
         self._traced, self._traces = traced, traced.traces
         self._messages, self._variables = messages, variables
-        self._slots: list[Any] = []
+        self.slots: list[Any] = []
         self.book = self._traces.book
-        self.values = Values(self.book, self._slots)
+        self.values = Values(self.book, self.slots)
         self._shapes: list[int] = []
 
     def render(self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]) -> str | None:
@@ -188,22 +190,35 @@ class TracedConversation:
         for message in self._messages[len(self._shapes) - 1 : end]:
             content = message.get("content")
             if len(message) == 2 and type(content) is str and type(message.get("role")) is str:
-                self._slots.append(content)  # at less cost: what most messages are
+                self.slots.append(content)  # at less cost: what most messages are
                 looks: Any = (message["role"], next(iter(message)))
             else:
                 looks = repr(self._message(message, self._slot))
             self._shapes.append(self._traces.shape(looks))
         return self._shapes[: end + 1]
 
-    def _slot(self, value: Any, _: str) -> type:
-        self._slots.append(value)
+    def places(self, end: int) -> list[Path]:
+        """Where each slot stands: `(3, "content")` of message 3, `("tools", 0, …)`."""
+        found: list[Path] = []
+
+        def leaf(value: Any, _: str, path: Path) -> type:
+            found.append(path)
+            return type(value)
+
+        self._around(leaf)
+        for index, message in enumerate(self._messages[:end]):
+            self._message(message, leaf, (index,))
+        return found
+
+    def _slot(self, value: Any, _: str, path: Path) -> type:
+        self.slots.append(value)
         return type(value)
 
     def _hidden(self, tape: Tape, end: int) -> dict[str, Any]:
         """All that the template can look up, hidden in the order of the slots."""
         slots = count()
 
-        def hide(value: Any, kind: str) -> Hidden:
+        def hide(value: Any, kind: str, _: Path) -> Hidden:
             number = tape.book.slot(next(slots))
             return Text(tape, number) if kind == "text" else Whole(tape, number, kind, type(value)())
 
@@ -215,21 +230,26 @@ class TracedConversation:
     def _around(self, leaf: _Leaf) -> dict[str, Any]:
         variables = dict(self._variables)
         if tools := variables.get("tools"):
-            variables["tools"] = [self._inside(tool, leaf, "tool") for tool in tools]
+            variables["tools"] = [self._inside(tool, leaf, ("tools", at), "tool") for at, tool in enumerate(tools)]
         if documents := variables.get("documents"):
-            variables["documents"] = self._inside(documents, leaf)
+            variables["documents"] = self._inside(documents, leaf, ("documents",))
         return variables
 
-    def _message(self, message: Any, leaf: _Leaf) -> dict[str, Any]:
-        return {key: value if key == "role" else self._inside(value, leaf, key) for key, value in message.items()}
+    def _message(self, message: Any, leaf: _Leaf, path: Path = ()) -> dict[str, Any]:
+        return {
+            key: value if key == "role" else self._inside(value, leaf, (*path, key), key)
+            for key, value in message.items()
+        }
 
-    def _inside(self, value: Any, leaf: _Leaf, key: str = "") -> Any:
+    def _inside(self, value: Any, leaf: _Leaf, path: Path, key: str = "") -> Any:
         if type(value) is str:
-            return leaf(value, "text")
+            return leaf(value, "text", path)
         if type(value) in (int, float):
-            return leaf(value, "number") if "number" in self._traces.whole else value
+            return leaf(value, "number", path) if "number" in self._traces.whole else value
         if isinstance(value, dict):
             if key in self._traces.whole:
-                return leaf(value, key)
-            return {name: self._inside(item, leaf, name) for name, item in value.items()}
-        return [self._inside(item, leaf) for item in value] if type(value) is list else value
+                return leaf(value, key, path)
+            return {name: self._inside(item, leaf, (*path, name), name) for name, item in value.items()}
+        if type(value) is list:
+            return [self._inside(item, leaf, (*path, at)) for at, item in enumerate(value)]
+        return value
