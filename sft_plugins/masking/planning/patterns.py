@@ -59,14 +59,16 @@ class Pattern(NamedTuple):
 
     def plan(self, conversation: Conversation, values: Values) -> list[Turn]:
         turns: list[Turn] = []
+        told: dict[str, Conversation] = {}
         row = ""
         for like, mode, prompt, added, response in self.turns:
             adds = None if added is None else _text(added, values)
             begins = _text(prompt, values) if adds is None else row + adds
             says = _text(response, values)
             row = begins + says
-            told = switched(conversation, mode) if mode.switches else conversation
-            turns.append(Turn(told, like.index, begins, says, adds, mode=like.mode))
+            if mode.name not in told:
+                told[mode.name] = switched(conversation, mode) if mode.switches else conversation
+            turns.append(Turn(told[mode.name], like.index, begins, says, adds, mode=like.mode))
         return turns
 
 
