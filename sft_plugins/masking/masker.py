@@ -200,7 +200,9 @@ class PromptMasker:
             made: list[Outcome] = []
             for planned, encoded in self._with_ids(list(examples)):
                 ids = iter(turn_ids(self._text, planned.cuts, encoded))
-                assembled = [self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in planned.plans]
+                assembled = [
+                    self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in planned.plans
+                ]
                 made += self._masked(assembled)
             return [self._fitted(outcome) for outcome in self._checked(made)]
 

@@ -1,6 +1,7 @@
 """What preparation costs, in wall and CPU seconds: ours with and without the extra `fast`, TRL's, and the bare tokenizer.
 
-    conversations   of 2, 6 and 34 messages, under ChatML with generation markers, which TRL needs
+    conversations   of 2, 6 and 34 messages, under ChatML with generation markers, which TRL needs; of 2 and 6 also several
+                    times as many, since what a masker and the cache's fingerprint cost once is much of a short run
     tools           every answer found by a call, its result read       } under Qwen3's template (TRL: with its markers),
     reasoning       every answer thought over, so that rows are split   } which leaves earlier reasoning out
     34, two processes / two threads    `num_proc=2`; the tokenizer's own threads
@@ -141,7 +142,9 @@ def measure(options: argparse.Namespace) -> Measured:
     chatml, qwen3 = (TEMPLATE, TEMPLATE), (qwen3_chat_template, qwen3_training_chat_template)
     sets: list[tuple[str, list[dict[str, Any]], tuple[str, str], dict[str, Any]]] = [
         ("2 messages", two, chatml, {}),
+        ("2 messages", conversations(4 * options.rows, 2, whole=True), chatml, {}),
         ("6 messages", six, chatml, {}),
+        ("6 messages", conversations(2 * options.rows, 6, whole=True), chatml, {}),
         ("34 messages", long, chatml, {}),
         ("6 messages, tools", [with_tools(row) for row in six], qwen3, {}),
         ("6 messages, reasoning", [with_reasoning(row) for row in six], qwen3, {}),

@@ -9,13 +9,13 @@ to be asked the same; where the answer leaves it open, nothing is said (`Undecid
 
 from __future__ import annotations
 
-from os.path import commonprefix
 from typing import NamedTuple, TypeAlias
 
 from jinja2.filters import do_trim
 
 from sft_plugins.masking.rendering.following import as_json
 from sft_plugins.masking.rendering.hidden import Tape, Text, joined
+from sft_plugins.masking.turns.reasoning import first_difference
 
 Pieces: TypeAlias = tuple[str | int, ...]
 """Strings, none of them empty and no two side by side, and numbers of the steps that make the texts between them."""
@@ -56,21 +56,22 @@ def compare(whole: Pieces, beginning: Pieces, tape: Tape) -> Compared:
     """Raises:
     UndecidedError: where `whole` may begin with `beginning` or not.
     """
-    own, wanted, shared = [*whole], [*beginning], []
+    own, wanted = [*whole], [*beginning]
+    shared: list[str | int] = []
     while wanted:
         if not own and any(type(piece) is str for piece in wanted):
             return Compared(None, (*shared, *wanted))  # which is longer than the whole
         if not own:
             raise UndecidedError
         one, other = own[0], wanted[0]
+        both: str | int = one
         if type(one) is str and type(other) is str:
-            both = one if other.startswith(one) else other
-            if not one.startswith(both):
-                return Compared(None, (*shared, commonprefix([one, other])))
+            both = one[: first_difference(one, other)]
+            if both not in (one, other):
+                return Compared(None, (*shared, both))
             own[:1] = [one[len(both) :]] * (one != both)
             wanted[:1] = [other[len(both) :]] * (other != both)
         elif one == other:
-            both = one
             del own[0], wanted[0]
         else:
             hidden = [piece for piece in (one, other) if type(piece) is int]
@@ -103,22 +104,24 @@ def closes(pieces: Pieces, endings: tuple[str, ...]) -> None:
 
 
 def holds(pieces: Pieces, slot: int, tape: Tape) -> bool:
-    """Whether what is in `slot` stands in them: a text as the data has it, white space at its ends aside; all else as JSON."""
+    """Whether what is in `slot` stands in them, as the data has it but for white space at a text's ends, or as JSON."""
     hidden = [piece for piece in pieces if type(piece) is int]
+    if any(_is_written(piece, slot, tape) for piece in hidden):
+        return True
     number = tape.book.slot(slot)
     if type(tape.values[number]) is not str:
-        return any(tape.book.steps[piece][:2] == (as_json, (number,)) for piece in hidden)
-    return any(_is_text(piece, slot, tape) for piece in hidden) or any(
+        return False
+    return any(
         _alike(tape.values[piece], tape.values[number]) and tape.ask(_alike, (piece, number)) for piece in hidden
     )
 
 
-def _is_text(number: int, slot: int, tape: Tape) -> bool:
+def _is_written(number: int, slot: int, tape: Tape) -> bool:
     make, hidden, plain = tape.book.steps[number]
     if make is None:
         return plain == (slot,)
     trims = make in _TRIMMING and all(argument is None or str(argument).isspace() for argument in plain)
-    return trims and len(hidden) == 1 and _is_text(hidden[0], slot, tape)
+    return (trims or make in (as_json, str)) and len(hidden) == 1 and _is_written(hidden[0], slot, tape)
 
 
 def _is_empty(text: str) -> bool:

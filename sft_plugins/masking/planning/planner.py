@@ -1,7 +1,9 @@
 """A conversation → its turns, in the form its template takes, and shown to hold all of the data.
 
-    checks of the data  →  a pattern of its shape                           →  turns
-                        →  form  →  modes, prompts, responses  →  coverage  ↗
+    checked  →  a pattern of its shape                           →  turns
+             →  form  →  modes, prompts, responses  →  coverage  ↗
+
+By either way the turns are the same.
 """
 
 from __future__ import annotations

@@ -216,7 +216,9 @@ def _as_json(own: Callable[..., Any], value: Any, args: list[Any], kwargs: dict[
     pieces = _MARKS.split(text)
     if sorted(pieces[1::2], key=int) != [str(index) for index in range(len(found))]:
         raise NotFollowedError("a text that looks like a mark")
-    made = [found[int(piece)].made(as_json, own, *options) if index % 2 else piece for index, piece in enumerate(pieces)]
+    made = [
+        found[int(piece)].made(as_json, own, *options) if index % 2 else piece for index, piece in enumerate(pieces)
+    ]
     return joined(*made)
 
 

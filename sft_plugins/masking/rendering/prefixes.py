@@ -86,22 +86,24 @@ class WatchedTemplate:
     """A chat template with a mark at the end of its message loop."""
 
     def __init__(self, source: str) -> None:
-        self._template, self._tail_names = _marked(source) or (None, None)
+        self._marked = _marked(source)
         self._asked = self._proved = 0  # when it was last asked, and last proved something
 
     def prefixes(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> Prefixes | None:
         """The renderings of all `messages[:j]` for which one rendering proves them; None where it proves none."""
         self._asked += 1
         waiting = self._asked - self._proved
-        if self._template is None or (waiting > _IN_VAIN and waiting % _IN_VAIN):
+        if self._marked is None or (waiting > _IN_VAIN and waiting % _IN_VAIN):
             return None
         watch = _Watch(aliased(messages))
-        context = self._template.new_context(
+        context = self._marked.template.new_context(
             {**variables, "messages": _Watched(watch, 0), "add_generation_prompt": False, _MARK: _EndOfMessage(watch)}
         )
         pieces: list[str] = []
         try:
-            for piece in self._template.root_render_func(context):  # lazily: `watch` sees how much has been written
+            for piece in self._marked.template.root_render_func(
+                context
+            ):  # lazily: `watch` sees how much has been written
                 pieces.append(piece)
                 watch.written += len(piece)
         except Exception:  # an operation that the watching sequence lacks, or the template's own complaint
@@ -114,7 +116,7 @@ class WatchedTemplate:
         tail = text[watch.end :]
         texts = {j: text[:cut] + tail for j, cut in watch.cuts.items()}
         texts[len(messages)] = text
-        names = self._tail_names
+        names = self._marked.tail_names
         return Prefixes(texts, None if names is None else repr([(name, variables.get(name)) for name in names]))
 
 

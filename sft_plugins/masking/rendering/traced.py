@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import count
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple, TypeAlias
 
 from jinja2.environment import Template
@@ -92,11 +92,11 @@ class TracedTemplate:
 
     Attributes:
         usable: not any more once a trace gave another text than the template.
-        making: held where a trace is made.
+        making: held by whoever adds to the book of steps.
     """
 
     def __init__(self, source: str) -> None:
-        self.usable, self.making = True, Lock()
+        self.usable, self.making = True, RLock()
         self.traces = _Traces(_KINDS)
         self._source = source
 
@@ -116,13 +116,14 @@ class TracedConversation:
 
     Attributes:
         slots: what is hidden of the messages that have been looked at, in order.
-        values: what the steps in the template's `book` come to for them.
+        values: what the steps in the template's `book` come to for them; `making` is held while steps are added.
     """
 
     def __init__(self, traced: TracedTemplate, messages: Sequence[Any], variables: dict[str, Any]) -> None:
         self._traced, self._traces = traced, traced.traces
         self._messages, self._variables = messages, variables
         self.slots: list[Any] = []
+        self.making = traced.making
         self.book = self._traces.book
         self.values = Values(self.book, self.slots)
         self._shapes: list[int] = []
@@ -148,9 +149,7 @@ class TracedConversation:
                 known += self._trace(end, generation_prompt, text)
         return text
 
-    def trace(
-        self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]
-    ) -> Trace | None:
+    def trace(self, end: int, generation_prompt: bool, *, otherwise: Callable[[int, bool], str | None]) -> Trace | None:
         """The trace that gives the first `end` messages, made where there is none that does."""
         known = self._traces.of.setdefault((generation_prompt, *self.shape(end)), [])
         found = next((trace for trace in known if trace.text(self.values) is not None), None)
@@ -210,7 +209,7 @@ class TracedConversation:
             self._message(message, leaf, (index,))
         return found
 
-    def _slot(self, value: Any, _: str, path: Path) -> type:
+    def _slot(self, value: Any, _kind: str, _path: Path) -> type:
         self.slots.append(value)
         return type(value)
 

@@ -39,7 +39,7 @@ class Turn(NamedTuple):
     """
 
     conversation: Conversation
-    index: int
+    index: int  # type: ignore[assignment]  # in place of a method of tuples
     prompt: str
     response: str
     added: str | None

@@ -20,15 +20,15 @@ def proved(watched: WatchedTemplate, messages: list[dict[str, Any]]) -> bool:
 
 def test_a_template_that_proves_nothing_is_rendered_seldom(monkeypatch: Any) -> None:
     watched, rendered = WatchedTemplate(SOURCE), 0
-    assert watched._template is not None
-    own = watched._template.new_context
+    assert watched._marked is not None
+    own = watched._marked.template.new_context
 
     def counted(variables: dict[str, Any]) -> Any:
         nonlocal rendered
         rendered += 1
         return own(variables)
 
-    monkeypatch.setattr(watched._template, "new_context", counted)
+    monkeypatch.setattr(watched._marked.template, "new_context", counted)
     assert not any(proved(watched, SYSTEM) for _ in range(5 * _IN_VAIN))
     assert rendered == _IN_VAIN + 4
 

@@ -1,4 +1,4 @@
-"""Rows are the same without the shortcuts of masking: one rendering for all prefixes, traces, texts cut at special tokens."""
+"""Rows are the same without the shortcuts of masking: patterns, traces, one rendering for prefixes, cuts at special tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sft_plugins.masking import PromptMasker
+from sft_plugins.masking.planning.patterns import Patterns
 from sft_plugins.masking.rendering.prefixes import WatchedTemplate
 from sft_plugins.masking.rendering.quick import QuickConversation
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
@@ -23,6 +24,7 @@ def outcomes(tokenizer: Any, rows: list[dict[str, Any]], **options: Any) -> list
 
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch, function: Callable[[], list[Any]]) -> list[Any]:
     with monkeypatch.context() as patch:
+        patch.setattr(Patterns, "turns", lambda self, conversation, indices, anew: anew())
         patch.setattr(WatchedTemplate, "prefixes", lambda self, messages, variables: None)
         patch.setattr(QuickConversation, "render", lambda self, end, generation_prompt: None)
         patch.setattr(TextTokenizer, "is_safe_joint", lambda self, text: False)
