@@ -32,6 +32,7 @@ from sft_plugins.masking.switches import switches_without_split
 from sft_plugins.masking.turns.labels import MaskedExample
 
 _BATCH = 384
+_OF_STREAM = 192  # for all of which the first row waits
 ORIGINS = ("trained", *ROLES, "template", "untrained")
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 # One record per row out, and one without ids per row of data that failed; they leave with the report.
@@ -305,6 +306,6 @@ def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:
         # `remove_columns` names those of the first row; later ones are joined to our rows, so they must be as long.
         return {**{name: [None] * len(rows) for name in batch if name not in columns}, **rows.to_pydict()}
 
-    masked = dataset.map(encode, with_indices=True, batched=True, batch_size=_BATCH, remove_columns=columns)
+    masked = dataset.map(encode, with_indices=True, batched=True, batch_size=_OF_STREAM, remove_columns=columns)
     masked = masked.select_columns(list(FEATURES)).cast(FEATURES)
     return Masked(masked, report)
