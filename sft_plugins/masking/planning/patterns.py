@@ -6,8 +6,8 @@
 
 What planning and coverage find out, they read off renderings, and off a message whether it holds a thought. Where the pieces
 of the traces decide that for all texts that answer alike, the turns of another conversation of the shape are its texts in the
-same places; where they do not, no pattern is made. One plan in `EVERY` is made anew all the same, and no pattern is used any
-more once two differ.
+same places; where they do not, no pattern is made. One plan in `EVERY` is made anew all the same, and held to
+`apply_chat_template`; no pattern is used any more once two differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sft_plugins.masking.planning.making import Making
 from sft_plugins.masking.planning.pattern import Pattern
 from sft_plugins.masking.planning.pieces import UndecidedError
 from sft_plugins.masking.rendering.quick import EVERY
-from sft_plugins.masking.rendering.template import ChatRenderer
+from sft_plugins.masking.rendering.template import ChatRenderer, TurnText
 from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.reasoning import may_stand_elsewhere
 from sft_plugins.masking.turns.turns import Turn
@@ -103,13 +103,14 @@ class Patterns:
         return self._known[shape]
 
     def _held(self, turns: list[Turn], anew: Callable[[], list[Turn]]) -> list[Turn]:
-        """`turns`; one time in so many held to `anew`."""
+        """`turns`; one time in so many held to `anew`, and the last of them to `apply_chat_template`."""
         self._used += 1
         if self._used % EVERY != 1:
             return turns
-        own = anew()
-        self._usable = own == turns
-        return own
+        last = turns[-1]
+        text = TurnText(last.index, last.prompt, last.prompt + last.response)
+        self._usable = self._renderer.writes(last.conversation, text) and anew() == turns
+        return turns if self._usable else anew()
 
 
 class _Seen(NamedTuple):

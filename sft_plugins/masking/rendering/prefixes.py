@@ -95,15 +95,14 @@ class WatchedTemplate:
         waiting = self._asked - self._proved
         if self._marked is None or (waiting > _IN_VAIN and waiting % _IN_VAIN):
             return None
+        template, names = self._marked
         watch = _Watch(aliased(messages))
-        context = self._marked.template.new_context(
+        context = template.new_context(
             {**variables, "messages": _Watched(watch, 0), "add_generation_prompt": False, _MARK: _EndOfMessage(watch)}
         )
         pieces: list[str] = []
         try:
-            for piece in self._marked.template.root_render_func(
-                context
-            ):  # lazily: `watch` sees how much has been written
+            for piece in template.root_render_func(context):  # lazily: `watch` sees how much has been written
                 pieces.append(piece)
                 watch.written += len(piece)
         except Exception:  # an operation that the watching sequence lacks, or the template's own complaint
@@ -116,7 +115,6 @@ class WatchedTemplate:
         tail = text[watch.end :]
         texts = {j: text[:cut] + tail for j, cut in watch.cuts.items()}
         texts[len(messages)] = text
-        names = self._marked.tail_names
         return Prefixes(texts, None if names is None else repr([(name, variables.get(name)) for name in names]))
 
 

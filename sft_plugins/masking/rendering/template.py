@@ -64,7 +64,7 @@ class ChatRenderer:
         self._watched: dict[str, WatchedTemplate] = {}
         self._quick: dict[str, QuickTemplate] = {}
         self._tails: dict[tuple[str, str | None], str | None] = {}
-        self._rendered = 0
+        self._rendered, self._shortcuts = 0, True
 
     @property
     def available(self) -> bool:
@@ -116,7 +116,7 @@ class ChatRenderer:
 
     def look(self, messages: list[Message], conversation: Conversation) -> QuickConversation | None:
         """At `messages` as the template is shown them; None where only the plain way is known to render them."""
-        if not self._has_plain_way(conversation):
+        if not (self._shortcuts and self._has_plain_way(conversation)):
             return None
         source = self.template_source(conversation.tools)
         if source not in self._quick:
@@ -166,7 +166,7 @@ class ChatRenderer:
     def turns(self, conversation: Conversation, indices: list[int], *, shortcut: bool = True) -> list[TurnText]:
         """Texts of the supervised turns at `indices` (ascending). `shortcut=False` renders every prefix plainly."""
         messages = conversation.messages
-        last = indices[-1]
+        last, shortcut = indices[-1], shortcut and self._shortcuts
         found = self._shortcut(conversation, last) if shortcut else None
         texts, tail = found or ({}, "")
 
@@ -185,6 +185,14 @@ class ChatRenderer:
             return texts[k + 1] if k + 1 in texts else render(k + 1, False)
 
         return [TurnText(k, prompt(k), full(k)) for k in indices]
+
+    def writes(self, conversation: Conversation, text: TurnText) -> bool:
+        """Whether `apply_chat_template` writes `text`; where it does not, no shortcut is taken from here on."""
+        with suppress(MaskingError):  # then it writes nothing
+            self._shortcuts = self._shortcuts and self.turns(conversation, [text.at], shortcut=False) == [text]
+            return self._shortcuts
+        self._shortcuts = False
+        return False
 
     def _shortcut(self, conversation: Conversation, last: int) -> tuple[dict[int, str], str] | None:
         """Prefixes of `messages[:last + 1]` out of one rendering, and what a generation prompt adds to each."""

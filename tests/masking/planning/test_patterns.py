@@ -147,6 +147,22 @@ def test_one_plan_in_so_many_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(planned) == 5 + 7  # until there was a pattern, and of every fifth plan by it
 
 
+def test_where_apply_chat_template_writes_otherwise_every_shortcut_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: once there is a pattern, `apply_chat_template` writes a mark that neither it nor any trace has."""
+    monkeypatch.setattr(patterns, "EVERY", 2)
+    masker, rows = PromptMasker(chatml()), [SHAPES["chat"](f"Q {n}", f"A {n}", "B", "C", "") for n in range(20)]
+    masker.encode_batch(rows[:9])
+    used = masker._planner._patterns._used
+    assert used == 4
+    marked = CHATML.replace("{% for m", "Mark.{% for m")
+    expected = PromptMasker(build_tokenizer("bytelevel", chat_template=marked, eos="</s>"))
+    monkeypatch.setattr(masker._renderer, "_plainly", expected._renderer._plainly)
+    made = masker.encode_batch(rows[9:])
+    assert (masker._planner._patterns._used, masker._planner._patterns._usable) == (used + 1, False)
+    assert not masker._renderer._shortcuts
+    assert [one.rows for one in made] == [one.rows for one in expected.encode_batch(rows[9:])]
+
+
 UNUSUAL = {
     "a thought in the answer": {"messages": [user("Q"), assistant("<think>hm</think>A")]},
     "half of a thought": {"messages": [user("Q"), assistant("hm</think>A")]},
