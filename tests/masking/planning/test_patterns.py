@@ -220,6 +220,38 @@ def test_texts_that_answer_otherwise_have_a_pattern_of_their_own_or_none(monkeyp
     assert len(known.patterns) == 2
 
 
+def dropping(template: str, what: str) -> str:
+    """`template` that leaves exclamation marks out of `what`."""
+    assert what in template
+    return template.replace(what, f"{what}.replace('!', '')")
+
+
+@pytest.mark.parametrize("what", ["m['content']", "m.get('reasoning_content', '')"])
+def test_a_text_that_is_lost_is_lost_beside_others_that_are_not(what: str) -> None:
+    template = dropping(TemplateKnobs(reasoning="keep").jinja(), what)
+    tokenizer = build_tokenizer("bytelevel", chat_template=template, eos="</s>")
+    shape = SHAPES["reasoning" if "reasoning" in what else "chat"]
+    rows = [shape(f"Q {n}", f"A {n}", f"it is number {n}, surely", "Q", "A") for n in range(12)]
+    made, outcomes = patterns_of(tokenizer, [*rows, shape("Q", "A", "so it is, surely!", "Q!", "A!"), *rows])
+    assert made._used == 12 - 5 + 12
+    assert [outcome.errors[0].code for outcome in outcomes if outcome.errors] == ["content_lost"]
+    assert outcomes[12].errors
+
+
+def test_a_row_that_goes_on_from_a_stop_in_its_text_has_no_pattern_of_one_that_cannot() -> None:
+    """The last turn ends on `</s>`, earlier ones otherwise: rows are split, but where an answer brings its own `</s>`."""
+    end = "'<|im_end|>'"
+    template = CHATML.replace(end, f"('</s>' if loop.last and m['role'] == 'assistant' else {end})")
+    assert template != CHATML
+    tokenizer = build_tokenizer("bytelevel", chat_template=template, eos="</s>")
+    rows = [*rows_of("chat", 0), SHAPES["chat"]("Q", "A</s>", "B", "C", ""), *rows_of("chat", 0)]
+    made, outcomes = patterns_of(tokenizer, rows, special_tokens_in_content="allow")
+    (alone,) = PromptMasker(tokenizer, special_tokens_in_content="allow").encode_batch([rows[9]])
+    assert made._used == 4 + 9
+    assert [len(outcome.rows) for outcome in outcomes] == [2] * 9 + [1] + [2] * 9
+    assert outcomes[9] == alone
+
+
 def test_shapes_and_attempts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "_SHAPES", 8)
     made, outcomes = patterns_of(chatml(), [{"messages": [user("Q"), assistant("A")] * n} for n in range(1, 40)])
