@@ -193,6 +193,18 @@ def test_a_blank_text_has_no_pattern_of_one_that_is_not() -> None:
     assert all(len(outcome.rows) == 1 for outcome in outcomes)
 
 
+def test_a_thought_is_looked_for_where_those_before_it_were_empty() -> None:
+    """The template drops thoughts, so that of empty ones nothing is lost."""
+    tokenizer = build_tokenizer("bytelevel", chat_template=TemplateKnobs(reasoning="drop").jinja(), eos="</s>")
+    thoughts = [*[""] * 9, "They want a greeting, and so I greet.", *[""] * 3]
+    rows = [{"messages": [user("Hi."), assistant("Yo.", reasoning_content=thought)]} for thought in thoughts]
+    made, outcomes = patterns_of(tokenizer, rows)
+    assert made._used == 9 - 3 + 3
+    assert [[error.code for error in outcome.errors] for outcome in outcomes] == [[]] * 9 + [["content_lost"]] + [
+        []
+    ] * 3
+
+
 def test_a_greeting_that_is_trained_has_no_pattern_of_one_that_is_not() -> None:
     """Nothing prompts it: it stays untrained, which the report says."""
     talk = [assistant("Hello."), user("Hi."), assistant("Yo."), user("Hm."), assistant("So.")]
