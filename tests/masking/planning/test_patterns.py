@@ -171,9 +171,6 @@ UNUSUAL = {
         "messages": [user("Q"), assistant("It is forty-two, I think.", reasoning_content="It is forty-two, I think")]
     },
     "two names of thoughts": {"messages": [user("Q"), assistant("A", reasoning_content="x" * 20, thinking="y" * 20)]},
-    "documents": {
-        "messages": [user("Q"), assistant("A")], "chat_template_kwargs": {"documents": [{"title": "t", "text": "x"}]},
-    },
 }  # fmt: skip
 
 
@@ -183,6 +180,16 @@ def test_of_conversations_whose_texts_decide_no_pattern_is_made(what: str) -> No
         tokenizer = build_tokenizer("bytelevel", chat_template=template, eos="</s>")
         made, _ = patterns_of(tokenizer, [UNUSUAL[what]] * 12, ignore_columns=["thinking_"])
         assert made._used == 0
+
+
+def test_of_conversations_with_documents_no_pattern_is_made() -> None:
+    template = "{% for d in documents or [] %}{{ d.text }}\n{% endfor %}" + CHATML
+    tokenizer = build_tokenizer("bytelevel", chat_template=template, eos="</s>")
+    documents = [{"text": "A page."}]
+    rows = [{**SHAPES["chat"]("Q", "A", "B", "C", ""), "chat_template_kwargs": {"documents": documents}}] * 12
+    made, outcomes = patterns_of(tokenizer, rows)
+    assert made._used == 0
+    assert all(len(outcome.rows) == 1 for outcome in outcomes)
 
 
 def test_a_blank_text_has_no_pattern_of_one_that_is_not() -> None:
