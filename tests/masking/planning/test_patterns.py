@@ -122,15 +122,20 @@ def chatml() -> Any:
     return build_tokenizer("bytelevel", chat_template=CHATML, eos="</s>")
 
 
+@pytest.mark.parametrize("which", [0, -1])
 def test_a_pattern_that_gives_other_turns_is_found_out_at_once_and_no_more_used(
-    monkeypatch: pytest.MonkeyPatch,
+    which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [*rows_of("chat", 40)]
     _, expected = patterns_of(chatml(), rows)
     own = patterns.Pattern._filled
-    monkeypatch.setattr(
-        patterns.Pattern, "_filled", lambda *args: [turn._replace(response="no" + turn.response) for turn in own(*args)]
-    )
+
+    def wrong(*args: Any) -> list[Turn]:
+        turns = own(*args)
+        turns[which] = turns[which]._replace(response="no" + turns[which].response)
+        return turns
+
+    monkeypatch.setattr(patterns.Pattern, "_filled", wrong)
     made, outcomes = patterns_of(chatml(), rows)
     assert outcomes == expected
     assert (made._used, made._usable) == (1, False)

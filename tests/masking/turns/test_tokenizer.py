@@ -17,11 +17,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator, check_masks
-from sft_plugins.masking.turns.tokenizer import TextTokenizer
+from sft_plugins.masking.turns.tokenizer import TextTokenizer, _tokens
 from testkit import mask_oracle
 from testkit.conversations import BY_NAME, TemplateKnobs, texts
 from testkit.properties import quiet
-from testkit.tokenizers import CHATML, build_tokenizer
+from testkit.tokenizers import CHATML, KINDS, build_tokenizer
 
 FAST = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "unigram", "t5", "wordpiece")
 EXACT = ("bytelevel", "qwen", "merging", "llama3", "sp-bpe", "sp-nodummy", "sp-bpe-slow", "byt5")
@@ -103,6 +103,24 @@ def test_ordinary_texts_may_be_cut_before_a_special_token(kind: str, left: str, 
     right = "<|im_end|>" + right
     assert text.is_safe_joint(right)
     assert ids_of(text, left + right) == ids_of(text, left) + ids_of(text, right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_of_a_vocabulary_are_those_that_the_tokenizer_gives(kind: str) -> None:
+    tokenizer = build_tokenizer(kind)
+    tokenizer.add_tokens(["<filename>"])
+    assert _tokens(tokenizer, len(tokenizer)) == tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+
+
+def test_a_tokenizer_with_tokens_of_its_own_is_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer("bytelevel")
+
+    class Own(type(tokenizer)):  # type: ignore[misc]
+        def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+            return [f"own {number}" for number in ids]
+
+    monkeypatch.setattr(tokenizer, "__class__", Own)
+    assert _tokens(tokenizer, 2) == ["own 0", "own 1"]
 
 
 def test_what_is_remembered_of_short_texts_is_bounded() -> None:
