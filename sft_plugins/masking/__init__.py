@@ -5,7 +5,7 @@ from sft_plugins.masking.collator import StrictPromptMaskingCollator
 from sft_plugins.masking.dataset import Masked, mask_dataset
 from sft_plugins.masking.masker import PromptMasker
 from sft_plugins.masking.report import MaskReport
-from sft_plugins.masking.turns.labels import MaskedExample
+from sft_plugins.masking.turns.masked import MaskedExample
 
 # For the other rooms of this library, which look behind no face; no public names.
 from sft_plugins.masking.dataset import RECORD as RECORD  # isort: skip

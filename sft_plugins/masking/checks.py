@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -80,13 +79,15 @@ def _find(rendered: str, text: str, position: int) -> int:
     return -1
 
 
-def batch_is_clean(rows: Sequence[tuple[Sequence[int], Sequence[int]]], rules: RowRules) -> bool:
+def batch_is_clean(rows: Sequence[tuple[np.ndarray, np.ndarray]], rules: RowRules) -> bool:
     """Whether `find_violation` is None for every row, `(input_ids, labels)`, at the price of one pass over them all."""
     lengths = [len(ids) for ids, _ in rows]
     if lengths != [len(labels) for _, labels in rows]:
         return False
-    ids, labels = (np.fromiter(chain.from_iterable(row[i] for row in rows), np.int64, sum(lengths)) for i in (0, 1))
-    return not rows or first_fault(ids, labels, np.array(lengths), rules, MaskingError) is None
+    if not rows:
+        return True
+    ids, labels = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return first_fault(ids, labels, np.array(lengths), rules, MaskingError) is None
 
 
 def check_batch(arrays: Sequence[tuple[np.ndarray, np.ndarray]], rules: RowRules) -> None:

@@ -107,7 +107,7 @@ class StrictPromptMaskingCollator:
                 self._drop(error, row)
         except MaskingError as error:
             raise error.at_row(row) from error
-        return [(np.asarray(example.input_ids), np.asarray(example.labels)) for example in outcome.rows]
+        return [example.arrays for example in outcome.rows]
 
     def _drop(self, error: MaskingError, row: int) -> None:
         assert self.masker is not None

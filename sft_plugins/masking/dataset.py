@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from sft_plugins.masking.examples.values import json_columns, with_json_read
 from sft_plugins.masking.masker import Outcome, PromptMasker
 from sft_plugins.masking.report import PREFIX_ROWS, PREFIX_TOKENS, MaskReport, repeated_prefixes
 from sft_plugins.masking.switches import switches_without_split
-from sft_plugins.masking.turns.labels import MaskedExample
+from sft_plugins.masking.turns.masked import MaskedExample
 
 _BATCH = 384
 _OF_STREAM = 192  # for all of which the first row waits
@@ -186,39 +186,47 @@ def to_records(outcomes: list[Outcome], indices: list[int], masker: PromptMasker
                 raise error.at_row(index)
             failures.append((index, error, outcome.too_long))
     none, blank = [None] * len(rows), [0] * len(failures)
-    lengths = [*(len(row.input_ids) for row in rows), *blank]
-    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int32))
+    arrays = [row.arrays for row in rows]
+    origins = [row.role_tokens.get(name, 0) for row in rows for name in ORIGINS]
 
-    def tokens(name: str) -> pa.ListArray:
-        flat = np.fromiter(chain.from_iterable(getattr(row, name) for row in rows), np.int32, offsets[-1].as_py())
-        return pa.ListArray.from_arrays(offsets, pa.array(flat))
+    def lists(flat: np.ndarray, lengths: list[int]) -> pa.ListArray:
+        offsets = np.concatenate(([0], np.cumsum([*lengths, *blank], dtype=np.int64)))
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
+
+    def tokens(which: int) -> pa.ListArray:
+        own = [pair[which] for pair in arrays]
+        flat = np.concatenate(own).astype(np.int32, copy=False) if own else np.empty(0, np.int32)
+        return lists(flat, [len(one) for one in own])
 
     return pa.table(
         {
-            "input_ids": tokens("input_ids"),
-            "labels": tokens("labels"),
+            "input_ids": tokens(0),
+            "labels": tokens(1),
             "source": pa.array([*sources, *(index for index, _, _ in failures)], pa.int64()),
             "code": pa.array([*none, *(error.code for _, error, _ in failures)], pa.string()),
             "message": pa.array([*none, *(error.message for _, error, _ in failures)], pa.string()),
             "too_long": pa.array([*none, *(too_long for _, _, too_long in failures)], pa.bool_()),
-            "roles": pa.array(
-                [*([row.role_tokens.get(name, 0) for name in ORIGINS] for row in rows), *([[]] * len(failures))],
-                pa.list_(pa.int32()),
-            ),
+            "roles": lists(np.array(origins, np.int32), [len(ORIGINS)] * len(rows)),
             **{
                 name: pa.array([*(getattr(row, name) for row in rows), *blank], pa.int32())
                 for name in ("repeated_tokens", "lost_tokens", "lost_supervised")
             },
-            "told": pa.array([*map(_told, rows), *([None] * len(failures))], pa.string()),
+            "told": pa.array([*_told(rows), *([None] * len(failures))], pa.string()),
         }
     )
 
 
-def _told(row: MaskedExample) -> str | None:
-    if not (any(row.modes) or any(row.changes) or row.unread):
-        return None
-    modes, changes = Counter(filter(None, row.modes)), Counter(chain.from_iterable(row.changes))
-    return json.dumps({"modes": modes, "changes": changes, "unread": Counter(row.unread)})
+def _told(rows: list[MaskedExample]) -> Iterator[str | None]:
+    known: dict[Any, str] = {}
+    for row in rows:
+        if not (any(row.modes) or any(row.changes) or row.unread):
+            yield None
+            continue
+        key = (*row.modes,), (*map(tuple, row.changes),), (*row.unread,)
+        if key not in known:
+            modes, changes = Counter(filter(None, row.modes)), Counter(chain.from_iterable(row.changes))
+            known[key] = json.dumps({"modes": modes, "changes": changes, "unread": Counter(row.unread)})
+        yield known[key]
 
 
 def _absorb(report: MaskReport, records: pa.Table, masker: PromptMasker) -> pa.Table:
@@ -277,12 +285,10 @@ def _prompts(rows: pa.Table) -> list[np.ndarray]:
     """The ids before the first supervised one of each row, as far as the report looks at them."""
     ids, offsets = _flat(rows["input_ids"])
     labels, _ = _flat(rows["labels"])
-    prompts = []
-    for start, end in pairwise(offsets):
-        head = labels[start : min(end, start + PREFIX_TOKENS)] != IGNORE_INDEX
-        width = int(np.argmax(head)) if head.any() else len(head)
-        prompts.append(ids[start : start + width].copy())  # a view would keep all of `ids` in memory
-    return prompts
+    starts, trained = offsets[:-1], np.flatnonzero(labels != IGNORE_INDEX)  # of which every row has one
+    ends = np.minimum(trained[np.searchsorted(trained, starts)], starts + PREFIX_TOKENS)
+    # Copies, as views would keep all of `ids` in memory.
+    return [ids[start:end].copy() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def _mask_stream(dataset: IterableDataset, masker: PromptMasker) -> Masked:

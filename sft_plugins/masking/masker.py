@@ -17,8 +17,6 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sft_plugins._options import Errors, HistoryRewrite, Overflow, Reasoning, SpecialTokens, Thinking, TrainOn
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import RowRules, batch_is_clean, find_violation
@@ -34,7 +32,8 @@ from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.planning.planner import Planner
 from sft_plugins.masking.rendering.template import ChatRenderer
 from sft_plugins.masking.turns.ids import Cuts, TurnIds, cut_turns, turn_ids
-from sft_plugins.masking.turns.labels import Assembler, MaskedExample, Row
+from sft_plugins.masking.turns.labels import Assembler, Row
+from sft_plugins.masking.turns.masked import MaskedExample
 from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
@@ -198,8 +197,8 @@ class PromptMasker:
         """
         with no_search_for_cycles():
             made: list[Outcome] = []
-            for planned, encoded in self._with_ids(list(examples)):
-                ids = iter(turn_ids(self._text, planned.cuts, encoded))
+            for planned, made_ids in self._with_ids(list(examples)):
+                ids = iter(made_ids)
                 assembled = [
                     self._assembled(plan, next(ids)) if isinstance(plan, list) else plan for plan in planned.plans
                 ]
@@ -258,9 +257,9 @@ class PromptMasker:
         digest.update(self._text.definition().encode())  # megabytes, which JSON would go through once more
         return digest.hexdigest()[:32]
 
-    def _with_ids(self, examples: list[Mapping[str, Any]]) -> Iterator[tuple[_Planned, list[list[int]]]]:
-        """Some rows at a time, with the ids of `planned.cuts.texts`."""
-        planned, encode = self._planned(examples), lambda some: self._text.encode(some.cuts.texts)
+    def _with_ids(self, examples: list[Mapping[str, Any]]) -> Iterator[tuple[_Planned, list[list[TurnIds]]]]:
+        """Some rows at a time, with the ids of the turns that are planned for them."""
+        planned, encode = self._planned(examples), lambda some: turn_ids(self._text, some.cuts)
         if len(examples) > _FEW and self._text.is_direct:
             return encoded_ahead(planned, encode)
         return ((some, encode(some)) for some in planned)
@@ -313,12 +312,11 @@ class PromptMasker:
 
     def _checked(self, outcomes: list[Outcome]) -> Iterator[Outcome]:
         """`outcomes`, with the violation in place of the rows where one of them breaks an invariant."""
-        if batch_is_clean([(row.input_ids, row.labels) for one in outcomes for row in one.rows], self._rules):
+        if batch_is_clean([row.arrays for one in outcomes for row in one.rows], self._rules):
             yield from outcomes
             return
         for outcome in outcomes:
-            arrays = [(np.array(row.input_ids), np.array(row.labels)) for row in outcome.rows]
-            found = (find_violation(ids, labels, self._rules) for ids, labels in arrays)
+            found = (find_violation(*row.arrays, self._rules) for row in outcome.rows)
             violation = next((violation for violation in found if violation is not None), None)
             yield outcome if violation is None else Outcome([], [violation])
 

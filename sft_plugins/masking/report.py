@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -181,15 +181,15 @@ def repeated_prefixes(prompts: list[np.ndarray]) -> RepeatedPrefixes:
         1 2 3 | 1 2 4 | 1 5      →      2 + 1 = 3 of 8 tokens
     """
     # Big-endian words sort as bytes in the order of their numbers, and a common prefix of words is one of bytes.
-    words = sorted(np.asarray(prompt[:PREFIX_TOKENS], dtype=">u4").tobytes() for prompt in prompts)
+    heads = [prompt[:PREFIX_TOKENS] for prompt in prompts]
+    spelled = np.concatenate([*heads, np.empty(0, np.int32)]).astype(">u4").tobytes()
+    words = sorted(spelled[4 * start : 4 * end] for start, end in pairwise(accumulate(map(len, heads), initial=0)))
     shared = 0
     for left, right in pairwise(words):
         width = min(len(left), len(right))
-        if left[:width] == right[:width]:
-            shared += width // 4
-            continue
-        a, b = np.frombuffer(left[:width], ">u4"), np.frombuffer(right[:width], ">u4")
-        shared += int(np.argmax(a != b))
+        # As numbers: what two have in common at their front are the zeros in front of what they differ by.
+        other = int.from_bytes(left[:width], "big") ^ int.from_bytes(right[:width], "big")
+        shared += (8 * width - other.bit_length()) // 32
     return RepeatedPrefixes(tokens=shared, prompt_tokens=sum(map(len, words)) // 4, rows=len(words))
 
 

@@ -4,6 +4,7 @@
                     times as many, since what a masker and the cache's fingerprint cost once is much of a short run
     tools           every answer found by a call, its result read       } under Qwen3's template (TRL: with its markers),
     reasoning       every answer thought over, so that rows are split   } which leaves earlier reasoning out
+    split           the 34 messages under it: 17 rows each of ours, one of TRL's, whose ids are not what generation is given
     34, two processes / two threads    `num_proc=2`; the tokenizer's own threads
 
 Ours builds its masker each time; `fastokens` is built beforehand, as it is after the first megabyte of a data set's text.
@@ -148,6 +149,7 @@ def measure(options: argparse.Namespace) -> Measured:
         ("34 messages", long, chatml, {}),
         ("6 messages, tools", [with_tools(row) for row in six], qwen3, {}),
         ("6 messages, reasoning", [with_reasoning(row) for row in six], qwen3, {}),
+        ("34 messages, split", long[: (len(long) + 3) // 4], qwen3, {}),
         ("34 messages, two processes", long, chatml, {"num_proc": 2}),
         ("34 messages, two threads", long, chatml, {"threads": "true"}),
     ]

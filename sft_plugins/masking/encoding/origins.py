@@ -7,7 +7,7 @@ template         user template                        trained
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,52 +19,101 @@ class Origin(NamedTuple):
     """What a row was made of.
 
     Attributes:
-        ids: of all its tokens.
-        trained: half-open spans of them.
         contents: roles and contents of the row's messages, as `Conversation.contents` has them.
         rendered: the text whose bytes the ids are known to stand for, and maybe more behind it; None where that is not known.
     """
 
-    ids: list[int]
-    trained: Sequence[tuple[int, int]]
     contents: Sequence[tuple[str, bytes]]
     rendered: str | None
 
 
-def count_origins(rows: Sequence[Origin], pieces: Pieces | None) -> list[dict[str, int]]:
+class _Found(NamedTuple):
+    """Where the contents of a row stand in its bytes, one after another: -1 for one that is empty or not there."""
+
+    contents: Sequence[tuple[str, bytes]]
+    spelled: bytes
+    places: list[int]
+    widths: list[int]
+    roles: list[int]  # numbers
+
+
+def count_origins(
+    rows: Sequence[Origin], ids: np.ndarray, trained: np.ndarray, bounds: list[int], pieces: Pieces | None
+) -> list[dict[str, int]]:
     """Tokens of each row by origin: `trained`, untrained ones by role, and `template` for all that the template adds.
 
     A token counts for a role if any of its bytes lie in a message of it. Where ids stand for no fixed bytes, untrained
     tokens count as `untrained` together.
+
+    Args:
+        ids, trained: of all rows, `[T]`, and whether they carry loss; bounds: where each row begins in them, and T.
     """
-    counts = [{"trained": sum(end - start for start, end in row.trained)} for row in rows]
+    lengths = np.diff(bounds)
+    carried = np.diff(np.concatenate(([0], np.cumsum(trained)))[bounds])
     if pieces is None:
-        for row, found in zip(rows, counts, strict=True):
-            found["untrained"] = len(row.ids) - found["trained"]
-        return counts
-    bounds = [*accumulate((len(row.ids) for row in rows), initial=0)]
-    ends = np.cumsum(pieces.widths[np.fromiter(chain.from_iterable(row.ids for row in rows), np.int64, bounds[-1])])
-    offsets = np.concatenate(([0], ends))[bounds].tolist()  # of each row's bytes
-    spans: list[int] = []  # first and last byte of every content that is found
-    roles = [_found(row, *pair, pieces, spans) for row, pair in zip(rows, pairwise(offsets), strict=True)]
-    tokens = iter(np.searchsorted(ends, spans, side="right").tolist())
-    for row, found, own, first in zip(rows, counts, roles, bounds, strict=False):
-        for role, begin, final in zip(own, tokens, tokens, strict=False):
-            if role != "assistant" or not any(start <= begin - first < end for start, end in row.trained):
-                found[role] = found.get(role, 0) + final + 1 - begin
-        found["template"] = len(row.ids) - sum(found.values())
-    return counts
+        return [
+            {"trained": own, "untrained": rest}
+            for own, rest in zip(carried.tolist(), (lengths - carried).tolist(), strict=True)
+        ]
+    ends = np.cumsum(pieces.widths[ids])
+    offsets = np.concatenate(([0], ends))[bounds]  # of each row's bytes
+    names: dict[str, int] = {"assistant": 0}
+    found: _Found | None = None
+    many: list[int] = []
+    places: list[int] = []
+    widths: list[int] = []
+    roles: list[int] = []
+    for row, (first, last), length in zip(rows, pairwise(bounds), np.diff(offsets).tolist(), strict=True):
+        spelled = pieces.joined(ids[first:last]) if row.rendered is None else row.rendered.encode()[:length]
+        found = _find(row.contents, spelled, names, found)
+        many.append(len(found.places))
+        places += found.places
+        widths += found.widths
+        roles += found.roles
+    there = np.array(places, np.int64) >= 0
+    of_row = np.repeat(np.arange(len(rows)), many)[there]
+    role = np.array(roles, np.int64)[there]
+    starts = offsets[of_row] + np.array(places, np.int64)[there]
+    begins = np.searchsorted(ends, starts, side="right")
+    finals = np.searchsorted(ends, starts + np.array(widths, np.int64)[there] - 1, side="right")
+    counted = (role != names["assistant"]) | ~trained[begins]
+    table = np.zeros((len(rows), len(names)), np.int64)
+    np.add.at(table, (of_row[counted], role[counted]), (finals + 1 - begins)[counted])
+    template = lengths - carried - table.sum(axis=1)
+    return [
+        {"trained": own, **{name: count for name, count in zip(names, counts, strict=True) if count}, "template": rest}
+        for own, counts, rest in zip(carried.tolist(), table.tolist(), template.tolist(), strict=True)
+    ]
 
 
-def _found(row: Origin, offset: int, end: int, pieces: Pieces, spans: list[int]) -> list[str]:
-    """Roles of the contents that stand in the row's bytes, `[offset, end)` of all, one after another; where goes to `spans`."""
-    spelled = pieces.joined(row.ids) if row.rendered is None else row.rendered.encode()[: end - offset]
-    roles: list[str] = []
+def _find(
+    contents: Sequence[tuple[str, bytes]], spelled: bytes, names: dict[str, int], before: _Found | None
+) -> _Found:
+    """`before`: those of the row before, which of a split conversation has most of the contents in the same places."""
+    known, position = _taken_over(contents, spelled, before)
+    places, widths, roles = (
+        (before.places[:known], before.widths[:known], before.roles[:known]) if before else ([], [], [])
+    )
+    for role, content in contents[known:]:
+        place = spelled.find(content, position) if content else -1
+        position = place + len(content) if place >= 0 else position
+        places.append(place)
+        widths.append(len(content))
+        roles.append(names.setdefault(role, len(names)))
+    return _Found(contents, spelled, places, widths, roles)
+
+
+def _taken_over(contents: Sequence[tuple[str, bytes]], spelled: bytes, before: _Found | None) -> tuple[int, int]:
+    """How many of the leading contents stand in both rows, whose bytes are the same up to the end of the last of them, and
+    that end."""
+    if before is None or before.contents[:1] != contents[:1]:
+        return 0, 0
+    known = len(before.contents) - 1  # the last is an answer: it gets another header as history
     position = 0
-    for role, content in row.contents:
-        found = spelled.find(content, position) if content else -1
-        if found >= 0:
-            position = found + len(content)
-            roles.append(role)
-            spans += (offset + found, offset + position - 1)
-    return roles
+    for place, width in zip(before.places[:known], before.widths, strict=False):
+        if place >= 0:
+            position = place + width
+        elif width:  # not there: in these bytes it may be
+            return 0, 0
+    same = contents[:known] == before.contents[:known] and spelled.startswith(before.spelled[:position])
+    return (known, position) if same else (0, 0)

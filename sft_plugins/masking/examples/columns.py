@@ -34,6 +34,8 @@ _READ = frozenset({
     *_CONVERSATIONS, *_QUESTIONS, *_ANSWERS, *SYSTEM, *SWITCHES, "tools", "functions", "chat_template_kwargs", *TOKENISED,
     *MEDIA, *_PROMPT, *VERDICTS, *PREFERENCES, *FLAGS, *AMBIGUOUS_FLAGS, *TOKEN_WEIGHTS,
 })  # fmt: skip
+_SWITCHED = frozenset({"chat_template_kwargs", *SWITCHES})
+_SAID = (*_QUESTIONS, *_ANSWERS, *_CONVERSATIONS)
 # Arguments of `apply_chat_template` that are no switches of a template.
 _NO_SWITCHES = (
     "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
@@ -84,6 +86,8 @@ def system_of(row: Mapping[str, Any]) -> str:
 
 def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     """`chat_template_kwargs`, and the switches that have a column of their own."""
+    if _SWITCHED.isdisjoint(row):
+        return {}
     value = row.get("chat_template_kwargs")
     if isinstance(value, str):
         value = None if is_blank(value) else read_json(value, "`chat_template_kwargs`")
@@ -170,7 +174,7 @@ def _refuse_media(row: Mapping[str, Any]) -> None:
 
 
 def _refuse_other_forms(row: Mapping[str, Any], form: tuple[str, ...], texts: list[str]) -> None:
-    for key in (*_QUESTIONS, *_ANSWERS, *_CONVERSATIONS):
+    for key in _SAID:
         if key not in row or key in form or is_blank(row[key]):
             continue
         missing = [text for text in _sayings(row[key]) if not any(text in said for said in texts)]

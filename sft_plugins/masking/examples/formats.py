@@ -35,6 +35,9 @@ ACCEPTED_COLUMNS = (
 )
 # Question and answer as two texts of a chat; `input` and `history` may stand beside them.
 _CHAT_PAIRS = (("instruction", "output"), ("input", "output"), ("query", "response"))
+_FORMS = (
+    ("input_ids",), ("messages",), ("conversations",), ("prompt", "response"), ("prompt", "completion"), *_CHAT_PAIRS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,7 @@ def parse_example(row: Mapping[str, Any], reading: Reading) -> Example:
 def known_form(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns that say which form `row` has; empty where none does."""
     present = {key for key, value in row.items() if value is not None}
-    forms = (("input_ids",), ("messages",), ("conversations",), ("prompt", "response"), ("prompt", "completion"))
-    return next((form for form in (*forms, *_CHAT_PAIRS) if present.issuperset(form)), ())
+    return next((form for form in _FORMS if present.issuperset(form)), ())
 
 
 def _parse(row: Mapping[str, Any], reading: Reading) -> Example:
@@ -123,7 +125,7 @@ def _conversation(
         raise schema_error(
             "the conversation has no messages.", "Remove the row or give it at least one user and assistant."
         )
-    said = read_messages(raw[:first_trainable], reading.roles)
+    said = read_messages(raw[:first_trainable], reading.roles) if first_trainable else []
     before = len(said)
     said += read_messages(raw[first_trainable:], reading.roles, first=first_trainable)
     messages = [one.message for one in said]
@@ -143,9 +145,11 @@ def _conversation(
     conversation = Conversation(messages, trainable, tools=read_tools(row), template_kwargs=template_kwargs(row))
     check_beside_conversation(row, form, conversation.texts, reading)
     for index, message in enumerate(messages):
-        check_thoughts(message, f"message {index} ({message['role']})", reading.names)
+        if len(message) != 2 or "content" not in message:  # more than a role and a content
+            check_thoughts(message, f"message {index} ({message['role']})", reading.names)
     for index, text in enumerate(conversation.texts):
-        check_text(text, f"message {index} ({messages[index]['role']})")
+        if not text.isascii():
+            check_text(text, f"message {index} ({messages[index]['role']})")
     return conversation
 
 

@@ -145,8 +145,6 @@ def check_thoughts(message: Message, where: str, names: Collection[str]) -> None
     """Raises:
     MaskingError: `bad_schema` for reasoning that stands under a name that nobody reads, and under no other.
     """
-    if len(message) == 2 and "content" in message:  # and a role, which every message has
-        return
     for key in _THOUGHTS:
         if key in message and key not in names and not is_blank(message[key]) and not reasoning_texts(message):
             raise schema_error(

@@ -44,13 +44,14 @@ class Cuts(NamedTuple):
 
 def cut_turns(text: TextTokenizer, plans: Iterable[list[Turn]]) -> Cuts:
     """What the tokenizer is given for `plans`."""
-    cuts = [[_cut(text, turn, split=_is_split(turns)) for turn in turns] for turns in plans]
+    cuts = [_cut_split(text, turns) if _is_split(turns) else [_cut(text, turn) for turn in turns] for turns in plans]
     wanted = {piece: None for turns in cuts for cut in turns if not cut.plain for piece in (*cut.body, cut.tail)}
     return Cuts(cuts, list(wanted))
 
 
-def turn_ids(text: TextTokenizer, cuts: Cuts, encoded: list[list[int]]) -> list[list[TurnIds]]:
-    """`TurnIds` of every turn of every plan. `encoded`: the ids of `cuts.texts`."""
+def turn_ids(text: TextTokenizer, cuts: Cuts) -> list[list[TurnIds]]:
+    """`TurnIds` of every turn of every plan."""
+    encoded = text.encode(cuts.texts)
     exact = bool(encoded) and text.decode_exactly(cuts.texts, encoded)
     ids = dict(zip(cuts.texts, encoded, strict=True))
     prompts = [[_prompt(text, cut, ids) for cut in turns] for turns in cuts.turns]
@@ -91,14 +92,34 @@ def _is_split(turns: list[Turn]) -> bool:
     return any(turn.added is None for turn in turns[1:])
 
 
-def _cut(text: TextTokenizer, turn: Turn, *, split: bool) -> _Cut:
+def _cut(text: TextTokenizer, turn: Turn) -> _Cut:
     prompt = turn.prompt if turn.added is None else turn.added
     joints = [] if turn.plain else text.safe_joints(prompt)
     if not joints:
         return _Cut([prompt], "", turn.response, turn.plain)
-    inner = [joint for joint in joints if joint] if split else joints[-1:]
-    body = [prompt[start:end] for start, end in pairwise([0, *inner])] or [""]
-    return _Cut(body, prompt[joints[-1] :], turn.response, turn.plain)
+    return _Cut([prompt[: joints[-1]]], prompt[joints[-1] :], turn.response, turn.plain)
+
+
+def _cut_split(text: TextTokenizer, turns: list[Turn]) -> list[_Cut]:
+    """Bodies in pieces. What a prompt has in common with the one before it, up to that one's head, is cut as it was there."""
+    cuts: list[_Cut] = []
+    body: list[str] = []
+    stem = ""  # the pieces of `body`, joined
+    for turn in turns:
+        prompt = turn.prompt if turn.added is None else turn.added
+        known = len(stem) if stem and prompt.startswith(stem) else 0
+        joints = text.safe_joints(prompt, known)
+        if known and joints[:1] != [known]:
+            known, joints = 0, text.safe_joints(prompt)
+        if turn.plain or not joints:
+            cuts.append(_Cut([prompt], "", turn.response, turn.plain))
+            continue
+        places = joints if known else [0, *(joint for joint in joints if joint)]
+        pieces = [prompt[start:end] for start, end in pairwise(places)]
+        body = [*body, *pieces] if known else pieces or [""]
+        stem = prompt[: joints[-1]]
+        cuts.append(_Cut(body, prompt[joints[-1] :], turn.response, turn.plain))
+    return cuts
 
 
 def _prompt(text: TextTokenizer, cut: _Cut, ids: dict[str, list[int]]) -> list[int]:

@@ -11,8 +11,11 @@ that way, the whole prompt is tokenised and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
+
+import numpy as np
 
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
@@ -20,38 +23,11 @@ from sft_plugins.masking.checks import first_missing
 from sft_plugins.masking.encoding.origins import Origin, count_origins
 from sft_plugins.masking.options import MaskingOptions
 from sft_plugins.masking.turns.ids import TurnIds
+from sft_plugins.masking.turns.masked import MaskedExample
 from sft_plugins.masking.turns.reasoning import first_difference
 from sft_plugins.masking.turns.stop_tokens import StopTokens
 from sft_plugins.masking.turns.tokenizer import TextTokenizer
 from sft_plugins.masking.turns.turns import Turn, history_rewrite, special_token_error
-
-
-@dataclass(frozen=True)
-class MaskedExample:
-    """One row to train on.
-
-    Attributes:
-        input_ids: token ids, `[T]`.
-        labels: `[T]`, the id where it carries loss, −100 elsewhere; the first is always −100.
-        role_tokens: tokens by origin: `trained`; untrained ones by role; `template` for what the template adds.
-        repeated_tokens: prompt tokens that an earlier row of the same conversation holds as well (the price of a split).
-        lost_tokens: tokens cut off by `overflow`, of which `lost_supervised` would have carried loss.
-        turn_ends: for each supervised turn, where it ends in the row; empty where that is not known.
-        modes: for each supervised turn, the mode of the template that gives its prompt; empty where it has one.
-        changes: for each supervised turn, what was done so that it is exact: `continued`, `reasoning_inlined`, …
-        unread: keys of messages and switches that the chat template does not read; of a split row's rows the first has them.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    role_tokens: Mapping[str, int] = field(default_factory=dict)
-    repeated_tokens: int = 0
-    lost_tokens: int = 0
-    lost_supervised: int = 0
-    turn_ends: Sequence[int] = ()
-    modes: Sequence[str] = ()
-    changes: Sequence[Sequence[str]] = ()
-    unread: Sequence[str] = ()
 
 
 @dataclass
@@ -69,14 +45,11 @@ class Row:
     def origin(self) -> Origin:
         last = self.turns[-1]
         contents = last.conversation.contents[: last.index + 1]
-        return Origin(self.input_ids, self.spans, contents, last.prompt + last.response if self.exact else None)
+        return Origin(contents, last.prompt + last.response if self.exact else None)
 
-    def masked(self, role_tokens: Mapping[str, int]) -> MaskedExample:
-        labels = [IGNORE_INDEX] * len(self.input_ids)
-        for start, end in self.spans:
-            labels[start:end] = self.input_ids[start:end]
+    def masked(self, ids: np.ndarray, labels: np.ndarray, role_tokens: Mapping[str, int]) -> MaskedExample:
         return MaskedExample(
-            self.input_ids,
+            ids,
             labels,
             role_tokens=role_tokens,
             repeated_tokens=self.repeated,
@@ -97,9 +70,18 @@ class Assembler:
     _behind: dict[tuple[int, ...], tuple[str, bool]] = field(default_factory=dict)
 
     def masked(self, rows: list[Row]) -> list[MaskedExample]:
-        """`rows` with labels, and their tokens counted by origin, which takes one pass over all of them."""
-        counted = count_origins([row.origin for row in rows], self.text.pieces)
-        return [row.masked(role_tokens) for row, role_tokens in zip(rows, counted, strict=True)]
+        """`rows` with labels, and their tokens counted by origin: views of arrays of all of them, in which that is one pass."""
+        bounds = [*accumulate((len(row.input_ids) for row in rows), initial=0)]
+        ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), np.int32, bounds[-1])
+        labels = np.full_like(ids, IGNORE_INDEX)
+        for row, first in zip(rows, bounds, strict=False):
+            for start, end in row.spans:
+                labels[first + start : first + end] = ids[first + start : first + end]
+        counted = count_origins([row.origin for row in rows], ids, labels != IGNORE_INDEX, bounds, self.text.pieces)
+        return [
+            row.masked(ids[start:end], labels[start:end], role_tokens)
+            for row, (start, end), role_tokens in zip(rows, pairwise(bounds), counted, strict=True)
+        ]
 
     def rows(self, turns: list[Turn], ids: list[TurnIds]) -> Iterator[Row]:
         """The rows of one plan, each with one or more of its supervised turns.

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from sft_plugins._constants import IGNORE_INDEX
 from sft_plugins.errors import MaskingError
 from sft_plugins.masking.checks import supervised_runs
 from sft_plugins.masking.options import MaskingOptions
-from sft_plugins.masking.turns.labels import MaskedExample
+from sft_plugins.masking.turns.masked import MaskedExample
 
 
 def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingError]) -> MaskedExample | None:
@@ -20,8 +18,12 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
     A cut through a turn leaves that turn without a stop token: the model is not taught to stop there. A cut that leaves
     nothing to train on is no row at all (`no_supervised_tokens`).
     """
-    length, limit = len(example.input_ids), options.max_length
-    if limit is None or length <= limit:
+    limit = options.max_length
+    if limit is None:
+        return example
+    ids, labels = example.arrays
+    length = len(ids)
+    if length <= limit:
         return example
     if options.overflow in ("raise", "drop"):
         errors.append(
@@ -35,7 +37,8 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
     cut = limit
     if options.overflow == "keep_turns":
         cut = max((end for end in _turn_ends(example) if end <= limit), default=0)
-    kept = sum(label != IGNORE_INDEX for label in example.labels[:cut])
+    trained = labels != IGNORE_INDEX
+    kept = int(trained[:cut].sum())
     if not kept:
         errors.append(
             MaskingError(
@@ -46,23 +49,22 @@ def fit(example: MaskedExample, options: MaskingOptions, errors: list[MaskingErr
             )
         )
         return None
-    supervised = sum(label != IGNORE_INDEX for label in example.labels)
     ends = [end for end in example.turn_ends if end <= cut]
     # The turn that the cut goes through counts, if a token of it is left.
-    begun = len(ends) + any(label != IGNORE_INDEX for label in example.labels[max(ends, default=0) : cut])
+    begun = len(ends) + bool(trained[max(ends, default=0) : cut].any())
     return replace(
         example,
-        input_ids=example.input_ids[:cut],
-        labels=example.labels[:cut],
+        input_ids=ids[:cut],
+        labels=labels[:cut],
         role_tokens={"trained": kept, "untrained": cut - kept},
         turn_ends=ends,
         modes=example.modes[:begun],
         changes=example.changes[:begun],
         lost_tokens=length - cut,
-        lost_supervised=supervised - kept,
+        lost_supervised=int(trained.sum()) - kept,
     )
 
 
 def _turn_ends(example: MaskedExample) -> Sequence[int]:
     """Where supervised turns end. Of rows tokenised elsewhere only runs of labels are known, which may hold several turns."""
-    return example.turn_ends or supervised_runs(np.asarray(example.labels))[:, 1].tolist()
+    return example.turn_ends or supervised_runs(example.arrays[1])[:, 1].tolist()

@@ -164,11 +164,14 @@ class TextTokenizer:
         match = self._added_pattern.match(text) if self._added_pattern else None
         return match is not None and match.group() in self._safe
 
-    def safe_joints(self, text: str) -> list[int]:
-        """Where pieces of `text` begin that may be tokenised on their own."""
+    def safe_joints(self, text: str, start: int = 0) -> list[int]:
+        """Where pieces of `text` begin that may be tokenised on their own, from `start` on.
+
+        Where `start` itself is one, those before it are the same whatever comes after it, as no token crosses a safe one.
+        """
         if self._added_pattern is None:
             return []
-        return [match.start() for match in self._added_pattern.finditer(text) if match.group() in self._safe]
+        return [match.start() for match in self._added_pattern.finditer(text, start) if match.group() in self._safe]
 
     def special_in(self, text: str) -> Iterator[str]:
         """The special tokens that `text` would be tokenised to, in order."""

@@ -28,7 +28,7 @@ def without_shortcuts(monkeypatch: pytest.MonkeyPatch, function: Callable[[], li
         patch.setattr(WatchedTemplate, "prefixes", lambda self, messages, variables: None)
         patch.setattr(QuickConversation, "render", lambda self, end, generation_prompt: None)
         patch.setattr(TextTokenizer, "is_safe_joint", lambda self, text: False)
-        patch.setattr(TextTokenizer, "safe_joints", lambda self, text: [])
+        patch.setattr(TextTokenizer, "safe_joints", lambda self, text, start=0: [])
         return function()
 
 
