@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> Measured:
         ("34 messages", long, chatml, {}),
         ("6 messages, tools", [with_tools(row) for row in six], qwen3, {}),
         ("6 messages, reasoning", [with_reasoning(row) for row in six], qwen3, {}),
-        ("34 messages, split", long[: (len(long) + 3) // 4], qwen3, {}),
+        ("34 messages, split", long, qwen3, {}),
         ("34 messages, two processes", long, chatml, {"num_proc": 2}),
         ("34 messages, two threads", long, chatml, {"threads": "true"}),
     ]
