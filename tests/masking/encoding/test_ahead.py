@@ -11,6 +11,7 @@ import pytest
 from sft_plugins.masking import PromptMasker
 from sft_plugins.masking import masker as module
 from sft_plugins.masking.encoding.ahead import encoded_ahead
+from testkit.conversations import TemplateKnobs
 from testkit.tokenizers import build_tokenizer
 
 EXAMPLES = [
@@ -89,3 +90,25 @@ def test_outcomes_of_a_batch_are_those_of_its_rows(padded: bool, monkeypatch: py
     ]
     assert ({*threads} == {threading.get_ident()}) == padded
     assert len(threads) > 10
+
+
+def test_answers_that_part_from_their_header_are_tokenised_in_the_tokenizers_thread_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their second tokenisation would else be waited for with nothing else to do."""
+    template = TemplateKnobs(generation_prompt="empty_think", reasoning="always_block").jinja()
+    masker = PromptMasker(build_tokenizer("bytelevel", chat_template=template, eos="</s>"))
+    apart: list[str] = []
+    threads: set[int] = set()
+    own = masker._text.encode_continuations
+
+    def watched(texts: list[str]) -> Any:
+        threads.add(threading.get_ident())
+        apart.extend(texts)
+        return own(texts)
+
+    monkeypatch.setattr(masker._text, "encode_continuations", watched)
+    assert all(one.rows for one in masker.encode_batch(EXAMPLES[1:]))
+    assert len(apart) == len(EXAMPLES) - 1  # guard: every answer parts from its header
+    assert threads
+    assert threading.get_ident() not in threads
