@@ -65,5 +65,5 @@ class MaskedExample:
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """`input_ids` and `labels`, `[T]` each, int32 where they were made here, else int64."""
-        fields = vars(type(self))
+        fields = vars(MaskedExample)  # which a class made of it has only by inheritance
         return fields["input_ids"].array(self), fields["labels"].array(self)

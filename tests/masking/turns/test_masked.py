@@ -49,6 +49,8 @@ def test_arrays_are_what_the_lists_hold_even_after_those_were_changed(row: Maske
     row.input_ids.append(9)
     assert row.arrays[0].tolist() == [*IDS, 9]
     assert MaskedExample([], []).arrays[0].dtype == np.int64
+    derived = type("Derived", (MaskedExample,), {})(row.input_ids, row.labels)
+    assert derived.arrays[0].tolist() == [*IDS, 9]
 
 
 def test_rows_of_a_batch_keep_nothing_of_their_neighbours_when_they_travel() -> None:
