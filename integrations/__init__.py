@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sft_plugins import on_demand
 
 if TYPE_CHECKING:
     from sft_plugins.integrations.config_file import Overrides as Overrides
@@ -13,17 +14,10 @@ if TYPE_CHECKING:
     from sft_plugins.integrations.layouts import write_rows as write_rows
 
 # On demand: a host that loads its plug-in reads no configuration of another.
-_HOME = {
-    "Manifest": "layouts",
-    "Overrides": "config_file",
-    "layout_of": "layouts",
-    "read_plan": "config_file",
-    "write_rows": "layouts",
+_NAMES = {
+    "config_file": ("Overrides", "read_plan"),
+    "layouts": ("Manifest", "layout_of", "write_rows"),
 }
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+if not TYPE_CHECKING:  # which shall complain of any other name
+    __getattr__ = on_demand(__name__, _NAMES)

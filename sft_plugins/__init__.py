@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +26,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Imported when first used: the command line answers `--help` without loading torch.
-_PUBLIC = {
+
+def on_demand(package: str, *tables: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
+    """`__getattr__` of a package whose modules are imported when first asked for one of the names that tables give each."""
+    home = {name: module for table in tables for module, names in table.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+
+    return get
+
+
+# The command line answers `--help` without loading torch.
+_NAMES = {
     "errors": ("SFTPluginsError", "MaskingError", "PackingError", "ContaminationError", "CollapseError"),
     "masking": ("PromptMasker", "StrictPromptMaskingCollator", "check_masks", "mask_dataset"),
     "packing": (
@@ -39,15 +53,9 @@ _PUBLIC = {
     ),
     "collapse": ("ModeCollapseCallback",),
 }
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+if not TYPE_CHECKING:  # which shall complain of any other name
+    __getattr__ = on_demand(__name__, _NAMES)
 
 
 def __dir__() -> list[str]:

@@ -170,6 +170,48 @@ def test_public_names_are_frozen(module: str, names: list[str]) -> None:
     assert all(hasattr(package, name) for name in names)
 
 
+FACES = [
+    "sft_plugins",
+    *(f"sft_plugins.{name}" for name in ("masking", "packing", "collapse", "preflight", "integrations")),
+]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_gives_what_it_declares_and_nothing_else(face: str) -> None:
+    """What type checkers read (imports below `TYPE_CHECKING`) and what is imported on demand are one."""
+    package = importlib.import_module(face)
+    path = Path(package.__file__ or "")
+    told = {(module, name) for module, name in house.imports(path, ROOT) if module.startswith(f"{face}.")}
+    assert len(told) >= 5
+    for module, name in sorted(told):
+        assert getattr(package, name) is getattr(importlib.import_module(module), name)
+    assert set(package.__all__) <= {name for _, name in told}
+    with pytest.raises(AttributeError, match=f"module '{face}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("statement", "without"),
+    [
+        ("from sft_plugins.packing import plan_packs", ("datasets", "pyarrow", "torch", "transformers")),
+        ("from sft_plugins.packing import pack_dataset, TokenColumn", ("torch", "transformers")),
+        ("from sft_plugins.packing import pack_stream", ("transformers", "torch._dynamo")),
+        ("from sft_plugins.masking import PromptMasker, mask_dataset, check_masks", ("torch",)),
+        (
+            "from sft_plugins.collapse import read_history, summarise, page_context",
+            ("datasets", "torch", "transformers"),
+        ),
+    ],
+)
+def test_what_needs_no_model_loads_none_of_its_libraries(
+    statement: str, without: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Rows are masked and packed, and recorded runs read, by processes that wait for no import of torch: commands, workers."""
+    loaded = loaded_after(statement, tmp_path)
+    assert "sft_plugins" in loaded
+    assert forbidden(loaded, without) == []
+
+
 # --- packaging --------------------------------------------------------------------------------------------------------
 
 

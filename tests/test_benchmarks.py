@@ -17,6 +17,8 @@ from types import ModuleType
 
 import pytest
 
+from testkit.patience import HANGS
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 NAMES = sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py"))
 
@@ -243,7 +245,7 @@ def test_benchmark_runs_and_finds_something(name: str, found: dict[str, dict]) -
         pytest.skip("runs in the newest environment")
     import harness
 
-    found[name] = harness.run(name, SMALL[name], limit=240)
+    found[name] = harness.run(name, SMALL[name], limit=HANGS)
     assert found[name]["records"]
     assert found[name]["busy_elsewhere"] >= 0
     if name == "step":

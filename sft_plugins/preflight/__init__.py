@@ -5,8 +5,9 @@ A library: nothing here prints. The commands of `sft_plugins.cli` show what it f
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sft_plugins import on_demand
 
 if TYPE_CHECKING:
     from sft_plugins.preflight.data.documents import document_spans as document_spans
@@ -66,12 +67,6 @@ _NAMES = {
     "run": ("Verdict", "run_preflight"),
     "tiny_model.twin": ("Twin", "twin"),
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+if not TYPE_CHECKING:  # which shall complain of any other name
+    __getattr__ = on_demand(__name__, _NAMES)

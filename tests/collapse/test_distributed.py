@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sft_plugins.collapse.distributed import ProbeError, Ranks
+from testkit.patience import HANGS
 
 SCRIPT = """
 import json, sys
@@ -79,7 +80,7 @@ def launch(folder: Path, processes: int, *, fail: bool = False) -> list[dict[str
         )
     try:
         for process in ranks:
-            out, _ = process.communicate(timeout=400)
+            out, _ = process.communicate(timeout=HANGS)
             assert process.returncode == 0, out[-3000:]
     finally:
         for process in ranks:

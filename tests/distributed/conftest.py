@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from testkit.patience import HANGS
+
 HERE = Path(__file__).parent
 Launch = Callable[..., list[dict[str, Any]]]
 
@@ -48,7 +50,7 @@ def launch() -> Launch:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         done = subprocess.run(
             [*torchrun, str(HERE / worker), str(folder), *arguments],
-            cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=400,
+            cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=HANGS,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-6000:]
         return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from testkit.commands import write_jsonl
 from testkit.optional import needs_deepspeed
+from testkit.patience import HANGS
 from testkit.tiny_training import exchanges, save_tiny_llama
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -53,7 +54,7 @@ def accelerate(
     worker = [str(WORKER), str(folder), *(["--shard"] if shard else []), *script]
     done = subprocess.run(
         [*launch, "--main_process_port", "0", *worker],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=400,
+        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]

@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from sft_plugins.masking import PromptMasker, mask_dataset
 from testkit.commands import chat_tokenizer, conversations, invoke, write_jsonl
+from testkit.patience import HANGS
 from testkit.tiny_training import save_tiny_llama
 
 PYTHON = os.environ.get("SFT_PLUGINS_LLAMAFACTORY")
@@ -36,7 +37,7 @@ def drive(jobs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     driver = Path(__file__).with_name("drive_llamafactory.py")
     done = subprocess.run(
         [str(PYTHON), str(driver), "jobs.json", "seen.json"], cwd=folder, env={**clean, "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, check=False, timeout=600,
+        capture_output=True, text=True, check=False, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     seen: dict[str, Any] = json.loads((folder / "seen.json").read_text())

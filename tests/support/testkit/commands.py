@@ -14,6 +14,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from sft_plugins.cli import app
+from testkit.patience import HANGS
 from testkit.tiny_training import ANSWERS
 from testkit.tokenizers import build_tokenizer
 
@@ -30,7 +31,7 @@ def program(*arguments: object, **environment: str) -> subprocess.CompletedProce
     code = "import sys; from sft_plugins.cli import app; app(prog_name='sft-plugins')"
     variables = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS")} | environment
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, timeout=HANGS)
 
 
 def conversations(count: int) -> list[dict[str, Any]]:
