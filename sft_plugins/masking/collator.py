@@ -57,7 +57,6 @@ class StrictPromptMaskingCollator:
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_token_id = next(token for token in ids if token is not None)
         self.dropped: Counter[str] = Counter()
-        self._rules = RowRules(vocabulary_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         arrays = [pair for row, feature in enumerate(features) for pair in self._arrays(row, feature)]
@@ -67,7 +66,8 @@ class StrictPromptMaskingCollator:
                 code="no_supervised_tokens",
                 remedy="Mask the dataset with mask_dataset first: it drops rows before they are dealt into batches.",
             )
-        check_batch(arrays, self._rules)
+        # Of the tokenizer as it is now: tokens may have been added since.
+        check_batch(arrays, RowRules(vocabulary_size=len(self.tokenizer), bos_token_id=self.tokenizer.bos_token_id))
         lengths = np.array([len(ids) for ids, _ in arrays])
         width = int(lengths.max())
         if self.pad_to_multiple_of:

@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ from sft_plugins.masking.turns.masked import MaskedExample
 from sft_plugins.masking.turns.modes import Modes
 from sft_plugins.masking.turns.overflow import fit
 from sft_plugins.masking.turns.stop_tokens import find_stop_tokens
-from sft_plugins.masking.turns.tokenizer import TextTokenizer
+from sft_plugins.masking.turns.tokenizer import TextTokenizer, state_of
 from sft_plugins.masking.turns.turns import Turn, plan_pair
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,8 @@ class PromptMasker:
     """Masks prompts strictly: a row it returns is exact, and a row that cannot be exact is an error.
 
     Args:
-        tokenizer: a transformers tokenizer, fast or slow. It is never changed.
+        tokenizer: a transformers tokenizer, fast or slow. It is never changed here; tokens and templates that it is given
+            later count from the next batch on.
         train_on: `"all"` assistant turns of a conversation, or the `"last"` one only.
         errors: `"raise"`, or `"drop"` rows that cannot be masked exactly; `mask_dataset` counts them by code.
         on_history_rewrite: where a template renders a turn differently once it is history, `"split"` the conversation
@@ -127,8 +127,13 @@ class PromptMasker:
             roles=roles,
             ignore_columns=ignore_columns,
         )
-        self._text = TextTokenizer(tokenizer)
-        self._renderer = ChatRenderer(tokenizer, chat_template)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """All that is found out once about the tokenizer and its templates, as they are now."""
+        self._text = TextTokenizer(self.tokenizer)
+        self._state = state_of(self.tokenizer)
+        self._renderer = ChatRenderer(self.tokenizer, self.options.chat_template)
         self.options.check_special_tokens(self._text.special)
         modes = Modes(self._renderer, auto=self.options.thinking == "auto")
         self._known = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
@@ -144,9 +149,19 @@ class PromptMasker:
         )
         self._rules = RowRules(
             vocabulary_size=self._text.size,
-            bos_token_id=tokenizer.bos_token_id,
+            bos_token_id=self.tokenizer.bos_token_id,
             stop_token_ids=self.stop_token_ids,
         )
+        # The text of each id that stops generation, for reports.
+        self.stop_token_names = {token: self._text.decode([token]) for token in self.stop_token_ids}
+
+    def _keep_up(self) -> None:
+        """Prepare anew where the tokenizer has been given tokens or a template since."""
+        if self._state != state_of(self.tokenizer):
+            against = self._text.batch and self._text.batch.against
+            self._prepare()
+            if against:
+                self.encode_slowly(against)
 
     # Compiled templates and piece tables do not travel; they are rebuilt on arrival (DataLoader workers, `num_proc`).
     def __getstate__(self) -> dict[str, Any]:
@@ -195,6 +210,7 @@ class PromptMasker:
         Raises:
             EncoderDiffersError: batches before this one may hold other ids than the tokenizer's; see `encoding/fast.py`.
         """
+        self._keep_up()
         with no_search_for_cycles():
             made: list[Outcome] = []
             for planned, made_ids in self._with_ids(list(examples)):
@@ -227,6 +243,7 @@ class PromptMasker:
         Raises:
             MaskingError: `bad_schema`, `template_error`, as for a row with its answer.
         """
+        self._keep_up()
         if "messages" not in example:
             return self._text.encode_prompt(example["prompt"])
         parsed = parse_example(example, self.reading)
@@ -235,15 +252,11 @@ class PromptMasker:
         text = self._renderer.render(conversation.messages, conversation, generation_prompt=True)
         return self._text.encode([text])[0]
 
-    @cached_property
-    def stop_token_names(self) -> dict[int, str]:
-        """The text of each id that stops generation, for reports."""
-        return {token: self._text.decode([token]) for token in self.stop_token_ids}
-
     def fingerprint(self) -> str:
         """Hash of all that decides the result: tokenizer, template, options and the version of this library."""
         from sft_plugins import __version__
 
+        self._keep_up()
         tokenizer = self.tokenizer
         facts = [
             __version__,

@@ -1,8 +1,8 @@
 """A quicker encoder for the same ids: `fastokens`, where it is installed, and only while it equals the tokenizer's own.
 
 first texts     the tokenizer itself; building the quick one takes as long as encoding about a megabyte
-then            both, on characters of every script (once for a tokenizer) and on the first of the texts at hand: all ids
-                equal, or it is never used
+on trial        both, on characters of every script (once for a tokenizer) and on the next texts of the data, whose ids are the
+                tokenizer's own: one that differs, and the quick one is never used
 from there on   the quick one, and one text in 64 by both; one that differs raises `EncoderDiffersError`
 """
 
@@ -46,10 +46,18 @@ class BatchEncoder:
         # Where one has been built in this process, the next masker has but to find and to try it.
         worth = _WORTH_TRYING if _build.cache_info().currsize else size * _CHARACTERS_PER_TOKEN
         self._waits_for = worth if installed() else None
+        self._on_trial: QuickEncoder | None = None
+        self._to_compare = _COMPARED
         self._quick: QuickEncoder | None = None
         self._encoded = 0
         self._counting = Lock()  # threads encode side by side (`ahead.py`)
+        self._definition: str | None = None
         self.against: str | None = None
+
+    def written_out(self, definition: str) -> None:
+        """Told of the backend's `to_str()`, which takes as long as encoding 100,000 characters: it need not be made again."""
+        if self._waits_for is not None:
+            self._definition = definition
 
     def expect(self, texts: list[str]) -> None:
         """Told of texts that are to be encoded, by whichever thread: builds the quick encoder when they are worth it.
@@ -60,15 +68,26 @@ class BatchEncoder:
             self._waits_for -= sum(map(len, texts))
             if self._waits_for < 0:
                 self._waits_for = None
-                self._quick = self._tried(_first(texts))
+                try:
+                    self._on_trial = build(self._definition or self._backend.to_str())
+                except BaseException as error:
+                    self.turn_off(_told(error, "it does not take this tokenizer"))
+                self._definition = None
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
         """Raises:
         EncoderDiffersError: see above.
         """
-        if self._quick is None or len(texts) <= _FEW:
+        if len(texts) <= _FEW:
             return self.own(texts)
-        return self._by_both(texts, self._quick)
+        if self._quick is not None:
+            return self._by_both(texts, self._quick)
+        ids = self.own(texts)
+        with self._counting:
+            if self._on_trial is not None:
+                first = _first(texts)
+                self._try(self._on_trial, first, ids[: len(first)])
+        return ids
 
     def own(self, texts: list[str]) -> list[list[int]]:
         """By the tokenizer itself."""
@@ -76,20 +95,27 @@ class BatchEncoder:
 
     def turn_off(self, why: str) -> None:
         """Never use the quick encoder, or no longer."""
-        self._quick, self._waits_for, self.against = None, None, why
+        self._quick = self._on_trial = self._waits_for = self._definition = None
+        self.against = why
 
-    def _tried(self, texts: list[str]) -> QuickEncoder | None:
-        """The quick encoder, if it gives the same ids for probes and for `texts`."""
+    def _try(self, quick: QuickEncoder, texts: list[str], own: list[list[int]]) -> None:
+        """Hold it to the tokenizer's own ids of `texts`, and take it into use when it has been held to enough."""
         try:
-            quick = build(self._backend.to_str())
-            self.against = quick.differs_on_probes(self) or quick.differs_on(texts, self) or None
-        except Exception as error:  # a native library; what it does not support it refuses in its own words
-            self.against = f"it does not take this tokenizer ({str(error)[:100]})"
-            return None
-        return None if self.against else quick
+            against = quick.differs_on_probes(self) or quick.differs_on(texts, own)
+        except BaseException as error:
+            against = _told(error, "it does not take this tokenizer")
+        if against:
+            self.turn_off(against)
+            return
+        self._to_compare -= sum(map(len, texts))
+        if self._to_compare <= 0:
+            self._quick, self._on_trial = quick, None
 
     def _by_both(self, texts: list[str], quick: QuickEncoder) -> list[list[int]]:
-        ids = quick.encode(texts)
+        try:
+            ids = quick.encode(texts)
+        except BaseException as error:
+            raise EncoderDiffersError(_told(error, "it failed")) from error
         with self._counting:
             sample = range(-self._encoded % _EVERY, len(texts), _EVERY)
             self._encoded += len(texts)
@@ -118,18 +144,26 @@ class QuickEncoder:
         bounds = np.frombuffer(offsets, np.uint64).tolist()
         return [tokens[start:end] for start, end in pairwise(bounds)]
 
-    def differs_on(self, texts: list[str], own: BatchEncoder) -> str:
-        """The first of `texts` for which it gives other ids than the tokenizer itself, in words; empty if none."""
-        for text, a, b in zip(texts, self.encode(texts), own.own(texts), strict=True):
-            if a != b:
+    def differs_on(self, texts: list[str], own: list[list[int]]) -> str:
+        """The first of `texts` for which it gives other ids than the tokenizer's `own`, in words; empty if none."""
+        for text, quick, ids in zip(texts, self.encode(texts), own, strict=True):
+            if quick != ids:
                 return f"it gives other ids for {text[:40]!r}"
         return ""
 
     def differs_on_probes(self, own: BatchEncoder) -> str:
         """… and of `probe_texts`, looked at once."""
         if self._on_probes is None:
-            self._on_probes = self.differs_on([*probe_texts(own.special)], own)
+            texts = [*probe_texts(own.special)]
+            self._on_probes = self.differs_on(texts, own.own(texts))
         return self._on_probes
+
+
+def _told(error: BaseException, what: str) -> str:
+    """`what` a native library did, and its own words. A panic in it is no `Exception`; what ends a program is not its doing."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error
+    return f"{what} ({str(error)[:100]})"
 
 
 def build(definition: str) -> QuickEncoder:

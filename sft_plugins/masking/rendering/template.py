@@ -56,7 +56,7 @@ def parsed(source: str) -> Parsed:
 
 
 class ChatRenderer:
-    """Renders conversations with a tokenizer's chat template, or with one given in its place."""
+    """Renders conversations with a tokenizer's chat template, or with one given in its place, as it was when first asked."""
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self.tokenizer = tokenizer
@@ -126,7 +126,13 @@ class ChatRenderer:
 
     def around(self, conversation: Conversation) -> tuple[str, str]:
         """The template, and all that it is shown besides the messages: equal where they are, of such that `is_simple`."""
-        return self.template_source(conversation.tools), repr(self._variables(conversation))
+        if conversation.template_kwargs or conversation.tools is not None:
+            return self.template_source(conversation.tools), repr(self._variables(conversation))
+        return self._around_most
+
+    @cached_property
+    def _around_most(self) -> tuple[str, str]:
+        return self.template_source(), repr(self._variables(Conversation([], [])))
 
     def is_simple(self, conversation: Conversation) -> bool:
         """Whether there are no tools, and of switches none but strings, numbers and their like."""

@@ -186,6 +186,8 @@ class TextTokenizer:
         if self._backend is None:
             return json.dumps([self.tokenizer.get_vocab(), repr(self.tokenizer)], sort_keys=True)
         definition = self._backend.to_str()
+        if self.batch is not None and self.is_direct:
+            self.batch.written_out(definition)
         return definition[definition.index('"added_tokens"') :]  # after "version", "truncation" and "padding"
 
     def _anchored(self, text: str, plain: list[int]) -> list[int]:
@@ -275,6 +277,17 @@ def _pieces_hold(pieces: Pieces, ids: list[int], probe: str, text: TextTokenizer
     if unknown is not None and unknown in ids:  # the probe's characters are not in this vocabulary: it shows nothing
         return probe is not _PROBES[0]
     return pieces.joined(ids).decode("utf-8", "replace") in (probe, " " + probe)
+
+
+def state_of(tokenizer: Any) -> tuple[Any, ...]:
+    """What of a tokenizer its owner may set, to be compared: while it is the same, so is what was found out about it."""
+    template = tokenizer.chat_template
+    return (
+        len(tokenizer),
+        dict(getattr(tokenizer, "added_tokens_decoder", {})),
+        tokenizer.special_tokens_map,
+        dict(template) if isinstance(template, dict) else template,  # one for tools besides
+    )
 
 
 def require_tokenizer(tokenizer: Any) -> None:
