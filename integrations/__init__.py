@@ -20,4 +20,4 @@ _NAMES = {
 }
 __all__ = sorted(name for names in _NAMES.values() for name in names)
 if not TYPE_CHECKING:  # which shall complain of any other name
-    __getattr__ = on_demand(__name__, _NAMES)
+    __getattr__, __dir__ = on_demand(__name__, _NAMES)

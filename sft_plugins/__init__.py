@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def on_demand(package: str, *tables: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
-    """`__getattr__` of a package whose modules are imported when first asked for one of the names that tables give each."""
+def on_demand(
+    package: str, *tables: Mapping[str, Iterable[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose modules are imported when first asked for one of the names that tables
+    give each.
+    """
     home = {name: module for table in tables for module, names in table.items() for name in names}
 
     def get(name: str) -> Any:
@@ -36,7 +41,7 @@ def on_demand(package: str, *tables: Mapping[str, Iterable[str]]) -> Callable[[s
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
 
-    return get
+    return get, lambda: sorted({*vars(sys.modules[package]), *home})
 
 
 # The command line answers `--help` without loading torch.
@@ -55,8 +60,4 @@ _NAMES = {
 }
 __all__ = sorted(name for names in _NAMES.values() for name in names)
 if not TYPE_CHECKING:  # which shall complain of any other name
-    __getattr__ = on_demand(__name__, _NAMES)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    __getattr__, __dir__ = on_demand(__name__, _NAMES)

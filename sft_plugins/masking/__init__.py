@@ -48,4 +48,4 @@ _INNER = {
 }
 __all__ = sorted(name for names in _PUBLIC.values() for name in names)
 if not TYPE_CHECKING:  # which shall complain of any other name
-    __getattr__ = on_demand(__name__, _PUBLIC, _INNER)
+    __getattr__, __dir__ = on_demand(__name__, _PUBLIC, _INNER)
