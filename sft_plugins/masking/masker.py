@@ -132,15 +132,14 @@ class PromptMasker:
     def _prepare(self) -> None:
         """All that is found out once about the tokenizer and its templates, as they are now."""
         self._text = TextTokenizer(self.tokenizer)
-        self._state = state_of(self.tokenizer)
+        state = state_of(self.tokenizer)
         self._renderer = ChatRenderer(self.tokenizer, self.options.chat_template)
         self.options.check_special_tokens(self._text.special)
         modes = Modes(self._renderer, auto=self.options.thinking == "auto")
         self._known = find_stop_tokens(self._text, self._renderer, self.options.stop_token_ids)
-        self.stop_token_ids = self._known.ids
         self._assembler = Assembler(self._text, self._known, self.options)
         self._planner = Planner(self._renderer, modes, self._text, self._known, self.options)
-        self.reading = Reading(
+        self._reading = Reading(
             has_chat_template=self._renderer.available,
             roles=self.options.roles or {},
             ignore_columns=frozenset(self.options.ignore_columns),
@@ -150,10 +149,9 @@ class PromptMasker:
         self._rules = RowRules(
             vocabulary_size=self._text.size,
             bos_token_id=self.tokenizer.bos_token_id,
-            stop_token_ids=self.stop_token_ids,
+            stop_token_ids=self._known.ids,
         )
-        # The text of each id that stops generation, for reports.
-        self.stop_token_names = {token: self._text.decode([token]) for token in self.stop_token_ids}
+        self._state = state  # last of all: what raised is raised again
 
     def _keep_up(self) -> None:
         """Prepare anew where the tokenizer has been given tokens or a template since."""
@@ -222,8 +220,26 @@ class PromptMasker:
             return [self._fitted(outcome) for outcome in self._checked(made)]
 
     @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The ids that stop generation."""
+        self._keep_up()
+        return self._known.ids
+
+    @property
+    def stop_token_names(self) -> dict[int, str]:
+        """The text of each of them, for reports."""
+        return {token: self._text.decode([token]) for token in self.stop_token_ids}
+
+    @property
+    def reading(self) -> Reading:
+        """How rows are read under this template."""
+        self._keep_up()
+        return self._reading
+
+    @property
     def notes(self) -> list[str]:
         """What a report says of this tokenizer and template, whatever the rows."""
+        self._keep_up()
         names = " and ".join(repr(self._text.decode([token])) for token in self._known.unconfirmed)
         against = self._text.batch and self._text.batch.against
         slow = [f"the tokenizer itself made the ids, not the quicker fastokens: {against}"] if against else []
@@ -246,7 +262,7 @@ class PromptMasker:
         self._keep_up()
         if "messages" not in example:
             return self._text.encode_prompt(example["prompt"])
-        parsed = parse_example(example, self.reading)
+        parsed = parse_example(example, self._reading)
         assert isinstance(parsed, Conversation)
         conversation = self._planner.forms.choose(parsed).of(parsed)
         text = self._renderer.render(conversation.messages, conversation, generation_prompt=True)
@@ -294,12 +310,12 @@ class PromptMasker:
     def _plan(self, example: Mapping[str, Any]) -> list[Turn] | Outcome:
         """The turns of a row, or what became of it already: its ids are given, or it is refused."""
         try:
-            parsed = parse_example(example, self.reading)
+            parsed = parse_example(example, self._reading)
             if isinstance(parsed, Conversation):
                 turns = self._planner.plan(parsed)
                 unread = (
-                    *unread_keys(parsed.messages, self.reading.names),
-                    *unread_switches(parsed.template_kwargs, self.reading),
+                    *unread_keys(parsed.messages, self._reading.names),
+                    *unread_switches(parsed.template_kwargs, self._reading),
                 )
                 return [turns[0]._replace(unread=unread), *turns[1:]] if unread else turns
             if isinstance(parsed, TextPair):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
+from sft_plugins.errors import MaskingError
 from sft_plugins.masking import PromptMasker, StrictPromptMaskingCollator
+from sft_plugins.masking import masker as module
 from testkit.tokenizers import CHATML, build_tokenizer
 
 NOTED = "{{ pad_token }}{{ unk_token }}" + CHATML  # what stands around the messages, special tokens in it
@@ -35,7 +37,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a new token": token("<|new|>"),
     "two new tokens": lambda tokenizer: tokenizer.add_tokens(["<|new|>", "said 7."]),
     "a token of the vocabulary": token("so"),
-    "flags of a token": lambda tokenizer: token("<|im_end|>", special=True, lstrip=True)(tokenizer),
+    "flags of a token": token("<|im_end|>", special=True, rstrip=True),
     "a special token": lambda tokenizer: tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]}),
     "a pad token": lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "<|fill|>"}),
     "another pad token": lambda tokenizer: setattr(tokenizer, "pad_token", "w"),
@@ -74,8 +76,35 @@ def test_rows_are_those_of_a_masker_that_was_made_afterwards(change: str, kind: 
     asked = {"messages": [{"role": "user", "content": "<|new|>?"}]}
     assert masker.encode_prompt(asked) == after.encode_prompt(asked)
     assert masker.fingerprint() == after.fingerprint() != fingerprint
-    if change not in ("flags of a token", "a pad token"):  # of which these rows are the same
+    if change != "a pad token":  # of which these rows are the same
         assert made != before
+
+
+@pytest.mark.parametrize("fact", ["stop_token_ids", "stop_token_names", "notes", "reading"])
+def test_what_a_masker_says_of_itself_is_of_the_tokenizer_as_it_is(fact: str) -> None:
+    tokenizer = build_tokenizer("bytelevel", chat_template=NOTED, eos="</s>")
+    masker = PromptMasker(tokenizer)
+    before = getattr(masker, fact)
+    tokenizer.eos_token = "!"
+    tokenizer.chat_template = "{{ tone }}" + NOTED.replace("<|im_end|>", "</s>")
+    assert getattr(masker, fact) == getattr(PromptMasker(tokenizer), fact) != before
+
+
+def test_what_cannot_be_prepared_is_told_each_time_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer("bytelevel", chat_template=CHATML, eos="</s>")
+    masker = PromptMasker(tokenizer)
+
+    def fail(*_: Any) -> Any:
+        raise MaskingError("no.", code="bad_option", remedy="None.")
+
+    tokenizer.add_tokens("<|new|>")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "find_stop_tokens", fail)
+        for _ in range(2):
+            with pytest.raises(MaskingError, match="no"):
+                masker.encode_batch(ROWS)
+    made = [[row.input_ids for row in one.rows] for one in masker.encode_batch(ROWS)]
+    assert made == [[row.input_ids for row in one.rows] for one in PromptMasker(tokenizer).encode_batch(ROWS)]
 
 
 def test_a_masker_is_prepared_anew_only_where_something_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,19 @@ def test_a_quick_encoder_of_before_a_token_was_added_makes_no_row(when: str, at_
     assert len(made[300]) < len(made[301]) - 3
 
 
+def test_that_the_encoder_failed_is_not_forgotten_when_a_token_is_added(at_once: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer("qwen")
+    at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(Planted(tokenizer, lambda text: True)))
+    masker = PromptMasker(tokenizer)
+    masker.encode_batch(ROWS)
+    told = [note for note in masker.notes if "fastokens" in note]
+    tokenizer.add_tokens("Answer 7.")
+    at_once.setattr(fast, "build", lambda definition: pytest.fail("built"))
+    masker.encode_batch(ROWS)
+    assert len(told) == 1
+    assert told[0] in masker.notes
+
+
 def test_a_definition_with_padding_switched_on_is_none_to_build_of(at_once: pytest.MonkeyPatch) -> None:
     tokenizer = build_tokenizer("qwen")
     built: list[str] = []
