@@ -80,6 +80,19 @@ def test_rows_are_those_of_a_masker_that_was_made_afterwards(change: str, kind: 
         assert made != before
 
 
+def test_text_that_has_become_a_special_token_is_refused() -> None:
+    """Of a token that the vocabulary has had already, nothing but its flag says so."""
+    tokenizer = build_tokenizer("bytelevel", chat_template=CHATML, eos="</s>")
+    masker = PromptMasker(tokenizer)
+    size, row = len(tokenizer), {"messages": say("Where?", "So.")}
+    assert masker.encode(row)
+    tokenizer.add_tokens([AddedToken("W", special=True)])
+    assert len(tokenizer) == size
+    with pytest.raises(MaskingError) as refused:
+        masker.encode(row)
+    assert refused.value.code == "special_token_in_content"
+
+
 @pytest.mark.parametrize("fact", ["stop_token_ids", "stop_token_names", "notes", "reading"])
 def test_what_a_masker_says_of_itself_is_of_the_tokenizer_as_it_is(fact: str) -> None:
     tokenizer = build_tokenizer("bytelevel", chat_template=NOTED, eos="</s>")

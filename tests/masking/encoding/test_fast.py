@@ -150,6 +150,18 @@ def test_ids_are_the_tokenizers_own_until_the_quick_encoder_was_held_to_enough(a
     assert planted.seen >= {text for batch in batches for text in batch}
 
 
+def test_an_encoder_that_differed_on_trial_is_not_tried_again(at_once: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer("qwen")
+    planted = Planted(tokenizer, lambda text: text == "text 3")
+    at_once.setattr(fast, "build", lambda definition: fast.QuickEncoder(planted))
+    encoder = fast.BatchEncoder(tokenizer.backend_tokenizer, len(tokenizer), [])
+    batches = [[f"text {number}" for number in range(start, start + 400)] for start in (0, 400, 800)]
+    encoder.expect(batches[0])
+    assert [encoder(batch) for batch in batches] == [encoder.own(batch) for batch in batches]
+    assert encoder.against == "it gives other ids for 'text 3'"
+    assert planted.seen.isdisjoint(batches[1] + batches[2])
+
+
 def test_a_definition_that_was_written_out_for_the_cache_is_not_written_out_again(
     at_once: pytest.MonkeyPatch,
 ) -> None:
